@@ -1,0 +1,214 @@
+"""What stands on the encoder: linear and biaffine heads, their losses and predictions, tree decoding, and the scores.
+
+A head sees only what was read: h (B, N, H), the encoder's last hidden states at N read positions of B windows. It gives
+`loss(h, batch)`, a scalar, and `predict(h, batch)`, integers (B, N, K). Scores are counts on the device, (numerator,
+denominator) per score, so that a whole dev set costs one transfer of a few integers.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def variational_dropout(x, p, training):
+    """Drop features of x (B, N, D) with probability p, the same ones at all N positions of a sequence."""
+    if not training or p == 0:
+        return x
+    keep = torch.empty_like(x[:, :1]).bernoulli_(1 - p)   # (B, 1, D)
+    return x * keep / (1 - p)
+
+
+class Linear(nn.Module):
+    """One linear layer on what is read (XNLI, NER, POS); variational dropout before it."""
+
+    def __init__(self, hidden, labels, dropout=0.2):
+        super().__init__()
+        self.dropout = dropout
+        self.out = nn.Linear(hidden, labels)
+
+    def forward(self, h):
+        """Logits (B, N, C) of h (B, N, H)."""
+        return self.out(variational_dropout(h, self.dropout, self.training))
+
+    def loss(self, h, batch):
+        """Mean cross entropy over the labelled reads."""
+        return F.cross_entropy(self(h).flatten(0, 1).float(), batch.gold[..., 0].flatten(), ignore_index=-1)
+
+    def predict(self, h, batch):
+        """Labels (B, N, 1)."""
+        return self(h).argmax(-1, keepdim=True)
+
+
+class Biaffine(nn.Module):
+    """Biaffine arcs and labels over the words read, ROOT first (Dozat & Manning 2017).
+
+    Arc dimension 512, label dimension 128, ELU, variational dropout 0.2 on h and 0.33 after the ELU. The arcs of the
+    root are trained like any other. Labels are scored for one head per word only: the gold one in the loss, the chosen
+    one in prediction.
+    """
+
+    def __init__(self, hidden, labels, arc=512, label=128, dropout=0.2, inner_dropout=0.33):
+        super().__init__()
+        self.dropout, self.inner_dropout = dropout, inner_dropout
+        self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
+        self.label_dep, self.label_head = nn.Linear(hidden, label), nn.Linear(hidden, label)
+        self.arc = nn.Parameter(torch.empty(arc + 1, arc).uniform_(-1, 1) / math.sqrt(arc))
+        self.label = nn.Parameter(torch.empty(label + 1, labels, label + 1).uniform_(-1, 1) / math.sqrt(label))
+
+    def inner(self, layer, h):
+        return variational_dropout(F.elu(layer(h)), self.inner_dropout, self.training)
+
+    def arcs(self, h, real):
+        """Arc scores (B, N, N) of dependents by heads, -inf for a word as its own head and for padding."""
+        dep = F.pad(self.inner(self.arc_dep, h), (0, 1), value=1.0)                              # (B, N, A+1)
+        scores = (dep @ self.arc @ self.inner(self.arc_head, h).transpose(1, 2)).float()         # (B, N, N)
+        own = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
+        return scores.masked_fill(own | ~real[:, None], -math.inf)
+
+    def labels(self, h, heads):
+        """Label scores (B, N, C) of each word under the one head given for it in heads (B, N)."""
+        dep = F.pad(self.inner(self.label_dep, h), (0, 1), value=1.0)                            # (B, N, D+1)
+        head = F.pad(self.inner(self.label_head, h), (0, 1), value=1.0)
+        head = head.gather(1, heads[..., None].expand(-1, -1, head.shape[-1]))                   # (B, N, D+1)
+        half = (dep.flatten(0, 1) @ self.label.flatten(1)).view(*dep.shape[:2], *self.label.shape[1:])
+        return torch.einsum("bncd,bnd->bnc", half, head).float()   # half is (B, N, C, D+1): one head a word
+
+    def loss(self, h, batch):
+        """Cross entropy of the arcs plus that of the labels, each a mean over words whose head was read."""
+        h = variational_dropout(h, self.dropout, self.training)
+        head, relation = batch.gold[..., 0], batch.gold[..., 1]                                  # (B, N)
+        arcs = F.cross_entropy(self.arcs(h, batch.real).flatten(0, 1), head.flatten(), ignore_index=-1)
+        labels = self.labels(h, head.clamp(min=0)).flatten(0, 1)
+        relation = relation.masked_fill(head < 0, -1)
+        return arcs + F.cross_entropy(labels, relation.flatten(), ignore_index=-1)
+
+    def predict(self, h, batch):
+        """(B, N, 2): the head of each word in the best tree, and its relation."""
+        heads = decode(self.arcs(h, batch.real), batch.real)
+        return torch.stack([heads, self.labels(h, heads).argmax(-1)], -1)
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+def decode(arcs, real):
+    """Heads (B, N) of the best trees with one root word under arcs (B, N, N): dependents by heads, position 0 is ROOT.
+
+    The argmax where it already is such a tree, else the exact maximum spanning arborescence.
+    """
+    heads = arcs.argmax(-1).masked_fill(~real, 0)                  # (B, N)
+    heads[:, 0] = 0
+    wrong = (~are_trees(heads, real)).nonzero()[:, 0]
+    if len(wrong):
+        sizes, scores = real[wrong].sum(-1).tolist(), arcs[wrong].double().cpu().numpy()
+        fixed = np.zeros((len(wrong), heads.shape[1]), dtype=np.int64)
+        for row, s, n in zip(fixed, scores, sizes):
+            row[:n] = best_tree(s[:n, :n])
+        heads[wrong] = torch.from_numpy(fixed).to(heads.device)
+    return heads
+
+
+def are_trees(heads, real):
+    """(B,) True where heads (B, N) lead every word to position 0 and exactly one word hangs on it."""
+    above = heads
+    for _ in range((heads.shape[1] - 1).bit_length()):             # pointer doubling: 2**k steps up after k rounds
+        above = above.gather(1, above)
+    return (above == 0).all(1) & (((heads == 0) & real)[:, 1:].sum(1) == 1)
+
+
+def best_tree(scores):
+    """Heads (N,) of the maximum spanning arborescence with one root word; scores (N, N) dependents by heads, 0 is ROOT.
+
+    Chu-Liu-Edmonds run once: with the root's arcs made worse by more than any tree can gain elsewhere, the best tree
+    uses only one of them (Stanojevic & Cohen 2021).
+    """
+    s = np.nan_to_num(scores, nan=-1e30, neginf=-1e30, posinf=1e30)
+    np.fill_diagonal(s, -np.inf)
+    s[0] = -np.inf
+    inner = s[1:][np.isfinite(s[1:])]
+    s[1:, 0] -= len(s) * (inner.max() - inner.min()) + 1.0
+    return arborescence(s)
+
+
+def arborescence(s):
+    """Heads (N,) of the maximum spanning arborescence from node 0; s (N, N) dependents by heads, -inf for no arc."""
+    heads = s.argmax(1)
+    heads[0] = 0
+    cycle = find_cycle(heads.tolist())
+    if not cycle:
+        return heads
+    inside = np.zeros(len(s), dtype=bool)
+    inside[cycle] = True
+    cycle, rest = np.flatnonzero(inside), np.flatnonzero(~inside)   # rest[0] is node 0
+    n = len(rest)
+    gain = s[np.ix_(cycle, rest)] - s[cycle, heads[cycle]][:, None]   # of breaking the cycle at a node, by new head
+    enter = gain.argmax(0)                                            # for each outside head: the node to break at
+    out = s[np.ix_(rest, cycle)]
+    leave = out.argmax(1)                                             # for each outside dependent: its head inside
+    small = np.full((n + 1, n + 1), -np.inf)                          # node n stands for the cycle
+    small[:n, :n] = s[np.ix_(rest, rest)]
+    small[n, :n] = gain[enter, np.arange(n)]
+    small[:n, n] = out[np.arange(n), leave]
+    found = arborescence(small)
+    entered = cycle[enter[found[n]]]
+    heads[entered] = rest[found[n]]
+    above = found[:n]
+    heads[rest] = np.where(above == n, cycle[leave], rest[np.minimum(above, n - 1)])
+    heads[0] = 0
+    return heads
+
+
+def find_cycle(heads):
+    """Nodes of one cycle in heads, or None; node 0 ends every path."""
+    color = [0] * len(heads)
+    color[0] = -1
+    for start in range(1, len(heads)):
+        i = start
+        while color[i] == 0:
+            color[i] = start
+            i = heads[i]
+        if color[i] == start:                                        # met on this very walk: a cycle
+            cycle, j = [i], heads[i]
+            while j != i:
+                cycle.append(j)
+                j = heads[j]
+            return cycle
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+def accuracy(pred, dev):
+    """(1, 2) counts: right, all; pred (R, 1) and dev.gold (R, 1) in file order."""
+    return torch.stack([(pred[:, 0] == dev.gold[:, 0]).sum(), (dev.gold[:, 0] >= 0).sum()])[None]
+
+
+def span_f1(pred, dev):
+    """(1, 2) counts: 2 * right spans, gold + predicted spans, of BIO tags 0 = O, odd = B-, even = I- of the same type.
+
+    Tags are repaired as they are read, in gold and prediction alike: an I- that continues no span begins one (App. A).
+    """
+    gold, pred = spans(dev.gold[:, 0], dev.new), spans(pred[:, 0], dev.new)
+    right = gold[0] & pred[0] & (gold[1] == pred[1]) & (gold[2] == pred[2])
+    return torch.stack([2 * right.sum(), gold[0].sum() + pred[0].sum()])[None]
+
+
+def spans(tags, new):
+    """(begins, kind, end) of each position (R,): whether a span begins there, its type, and where the run ends."""
+    kind = (tags + 1) // 2                                           # 0 = O, then one number a type
+    before = torch.cat([kind.new_zeros(1), kind[:-1]]).masked_fill(new, 0)
+    begins = (kind > 0) & ((tags % 2 == 1) | (kind != before))
+    place = torch.arange(len(tags), device=tags.device)
+    stops = torch.cat([(begins | (kind != before) | new)[1:], begins.new_ones(1)])   # the next position is outside
+    end = torch.where(stops, place, len(tags)).flip(0).cummin(0).values.flip(0)
+    return begins, kind, end
+
+
+def attachment(pred, dev):
+    """(2, 2) counts: LAS and UAS, right and all, over the words that are scored; lost words count as wrong."""
+    scored = dev.gold[:, 2] == 1
+    head = scored & (pred[:, 0] == dev.gold[:, 0])
+    las, total = (head & (pred[:, 1] == dev.gold[:, 1])).sum(), scored.sum() + dev.lost
+    return torch.stack([torch.stack([las, total]), torch.stack([head.sum(), total])])
