@@ -1,16 +1,30 @@
-"""What stands on the encoder: linear and biaffine heads, their losses and predictions, tree decoding, and the scores.
+"""The model: an encoder, what stands on it (linear and biaffine heads, their losses and predictions, tree decoding),
+and the scores.
 
 A head sees only what was read: h (B, N, H), the encoder's last hidden states at N read positions of B windows. It gives
 `loss(h, batch)`, a scalar, and `predict(h, batch)`, integers (B, N, K). Scores are counts on the device, (numerator,
 denominator) per score, so that a whole dev set costs one transfer of a few integers.
 """
 
+import hashlib
+import inspect
 import math
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
+from torch.func import functional_call
+
+HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large"}   # Sec. 4
+
+
+class ModelError(ValueError):
+    """An encoder that cannot be used, told as a sentence for people."""
 
 
 def variational_dropout(x, p, training):
@@ -212,3 +226,112 @@ def attachment(pred, dev):
     head = scored & (pred[:, 0] == dev.gold[:, 0])
     las, total = (head & (pred[:, 1] == dev.gold[:, 1])).sum(), scored.sum() + dev.lost
     return torch.stack([torch.stack([las, total]), torch.stack([head.sum(), total])])
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class Encoder(NamedTuple):
+    model: nn.Module   # stays on the CPU with the pretrained parameters
+    tokenizer: object
+    digest: str              # SHA-256 of the parameters and the tokenizer
+    pass_types: bool         # whether it tells the two sentences of a pair apart
+    wide_mask: bool          # whether it takes the mask as (B, 1, 1, L)
+
+
+@lru_cache(maxsize=1)
+def load_encoder(name):
+    """An encoder from a local folder or the hub, fp32, without its pooler. Raises ModelError with a sentence."""
+    if Path(name).is_dir():
+        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json"):
+            if not any(Path(name).glob(wanted)):
+                raise ModelError(f"The encoder folder {name} has no {wanted}; expected config.json, model.safetensors and "
+                                "the tokenizer's files, as save_pretrained writes them.")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    source = HUB.get(name, name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model, info = transformers.AutoModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    except Exception as e:  # the library raises a dozen kinds, all of them about what it found at `source`
+        raise ModelError(f"The encoder {name!r} could not be loaded ({str(e).strip().splitlines()[0]}). "
+                        f"Expected {', '.join(HUB)}, a local folder, or a name on the hub and a network.") from None
+    if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k):
+        raise ModelError(f"The weights of the encoder {name!r} lack {len(missing)} parameters ({missing[0]}, ...): "
+                        "the file is of another architecture than config.json, or not whole.")
+    model.pooler = None  # the paper reads the last hidden state
+    pass_types = ("token_type_ids" in inspect.signature(model.forward).parameters
+                  and getattr(model.config, "type_vocab_size", 0) > 1)
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy())
+    return Encoder(model, tokenizer, digest.hexdigest(), pass_types, takes_wide_mask(model.eval(), name))
+
+
+@torch.no_grad()
+def takes_wide_mask(model, name):
+    """Try the encoder on two short windows, one padded: does it take the mask as (B, 1, 1, L)? A 2-D mask makes it look
+    inside, for which a GPU has to stop. Raises ModelError unless it gives last_hidden_state (B, L, H)."""
+    ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
+    try:
+        narrow = model(input_ids=ids, attention_mask=mask).last_hidden_state.view(2, 4, model.config.hidden_size)
+    except Exception:
+        raise ModelError(f"The encoder {name!r} ({type(model).__name__}) gives no last_hidden_state for subword ids alone; "
+                        "expected an encoder such as BERT or XLM-R.") from None
+    try:
+        wide = model(input_ids=ids, attention_mask=mask[:, None, None]).last_hidden_state
+    except Exception:
+        return False
+    return torch.allclose(narrow[mask], wide[mask], atol=1e-5)
+
+
+class Reader(nn.Module):
+    """Encoder and head as a function of one flat vector theta (P,): encoder first, head after.
+
+    Each parameter begins at a multiple of 64 elements, so that fast kernels find it aligned. The module's own parameters
+    are only the start of fine-tuning; buffers are no parameters and are never interpolated.
+    """
+
+    def __init__(self, e, head, labels, device):
+        super().__init__()
+        self.encoder, self.pass_types, self.wide_mask = e.model, e.pass_types, e.wide_mask
+        self.make_head = lambda: head(e.model.config.hidden_size, labels)
+        self.head = self.make_head()
+        named = [*e.model.named_parameters(prefix="encoder"), *self.head.named_parameters(prefix="head")]
+        self.names, self.shapes = [n for n, _ in named], [p.shape for _, p in named]
+        self.cuts = [cut for _, p in named for cut in (p.numel(), -p.numel() % 64)]   # parameter, padding, ...
+        self.split = sum(-(-p.numel() // 64) * 64 for p in e.model.parameters())      # theta[split:] is the head
+        self.moved = {n: b.to(device) for n, b in self.named_buffers()}
+
+    def views(self, theta):
+        """{name: parameter} as views of theta (P,), differentiable."""
+        return {n: t.view(s) for n, s, t in zip(self.names, self.shapes, theta.split(self.cuts)[::2])}
+
+    def flat(self, named):
+        """theta (P,) on the CPU from {name: tensor}."""
+        pieces = [piece for n, pad in zip(self.names, self.cuts[1::2]) for piece in (named[n].flatten(), torch.zeros(pad))]
+        return torch.cat(pieces).detach()
+
+    def start(self, seed):
+        """theta (P,) before fine-tuning: the pretrained encoder and the head of this seed, the same for all models."""
+        torch.manual_seed(seed)
+        head = self.make_head()
+        return self.flat(dict([*self.encoder.named_parameters(prefix="encoder"), *head.named_parameters(prefix="head")]))
+
+    def run(self, theta, *batches):
+        """forward(*batches) with the parameters that theta (P,) holds."""
+        return functional_call(self, {**self.views(theta), **self.moved}, batches)
+
+    def forward(self, *batches):
+        """The loss of one batch in training, else the predictions (B, N, K) of each batch."""
+        if self.training:
+            return self.head.loss(self.read(batches[0]), batches[0])
+        return [self.head.predict(self.read(batch), batch) for batch in batches]
+
+    def read(self, batch):
+        """Last hidden states (B, N, H) at the read positions of a batch."""
+        extra = {"token_type_ids": batch.types} if self.pass_types else {}
+        mask = batch.mask[:, None, None] if self.wide_mask and batch.mask is not None else batch.mask
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **extra).last_hidden_state      # (B, L, H)
+        return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1]))                 # (B, N, H)

@@ -19,7 +19,6 @@ import sys
 
 PAPER = dict(encoder=["mbert", "xlmr"], task=["xnli", "ner", "pos", "parsing"], src=["en", "ar"],
              tgt=["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], seeds=[1, 2, 3])               # Sec. 4
-HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large"}                      # Sec. 4
 FINE_TUNING = dict(epochs=5, batch_size=32, lr=2e-5)                                              # App. A
 
 
@@ -87,7 +86,6 @@ ARGS = parse_arguments() if __name__ == "__main__" else None
 
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
-import inspect  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
@@ -106,7 +104,6 @@ import safetensors  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from torch.func import functional_call  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import data  # noqa: E402
@@ -114,6 +111,7 @@ import demo  # noqa: E402
 import heads  # noqa: E402
 import plot  # noqa: E402
 from data import DataError  # noqa: E402
+from heads import Encoder, load_encoder  # noqa: E402
 
 FORMAT = 1  # of the result files; raised when an older folder can no longer be continued
 PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                 # Sec. 4
@@ -207,114 +205,7 @@ def settings(args, task):
         limit=args.limit, precision=args.precision)
 
 
-# ------------------------------------------------------------------------------------------------------------- model
-
-class Encoder(NamedTuple):
-    model: torch.nn.Module   # stays on the CPU with the pretrained parameters
-    tokenizer: object
-    digest: str              # SHA-256 of the parameters and the tokenizer
-    pass_types: bool         # whether it tells the two sentences of a pair apart
-    wide_mask: bool          # whether it takes the mask as (B, 1, 1, L)
-
-
-@lru_cache(maxsize=1)
-def load_encoder(name):
-    """An encoder from a local folder or the hub, fp32, without its pooler. Raises DataError with a sentence."""
-    if Path(name).is_dir():
-        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json"):
-            if not any(Path(name).glob(wanted)):
-                raise DataError(f"The encoder folder {name} has no {wanted}; expected config.json, model.safetensors and "
-                                "the tokenizer's files, as save_pretrained writes them.")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    source = HUB.get(name, name)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, info = transformers.AutoModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    except Exception as e:  # the library raises a dozen kinds, all of them about what it found at `source`
-        raise DataError(f"The encoder {name!r} could not be loaded ({str(e).strip().splitlines()[0]}). "
-                        f"Expected {', '.join(HUB)}, a local folder, or a name on the hub and a network.") from None
-    if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k):
-        raise DataError(f"The weights of the encoder {name!r} lack {len(missing)} parameters ({missing[0]}, ...): "
-                        "the file is of another architecture than config.json, or not whole.")
-    data.special(tokenizer, name)
-    model.pooler = None  # the paper reads the last hidden state
-    pass_types = ("token_type_ids" in inspect.signature(model.forward).parameters
-                  and getattr(model.config, "type_vocab_size", 0) > 1)
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    for parameter in model.parameters():
-        digest.update(parameter.detach().numpy())
-    return Encoder(model, tokenizer, digest.hexdigest(), pass_types, takes_wide_mask(model.eval(), name))
-
-
-@torch.no_grad()
-def takes_wide_mask(model, name):
-    """Try the encoder on two short windows, one padded: does it take the mask as (B, 1, 1, L)? A 2-D mask makes it look
-    inside, for which a GPU has to stop. Raises DataError unless it gives last_hidden_state (B, L, H)."""
-    ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    try:
-        narrow = model(input_ids=ids, attention_mask=mask).last_hidden_state.view(2, 4, model.config.hidden_size)
-    except Exception:
-        raise DataError(f"The encoder {name!r} ({type(model).__name__}) gives no last_hidden_state for subword ids alone; "
-                        "expected an encoder such as BERT or XLM-R.") from None
-    try:
-        wide = model(input_ids=ids, attention_mask=mask[:, None, None]).last_hidden_state
-    except Exception:
-        return False
-    return torch.allclose(narrow[mask], wide[mask], atol=1e-5)
-
-
-class Reader(torch.nn.Module):
-    """Encoder and head as a function of one flat vector theta (P,): encoder first, head after.
-
-    Each parameter begins at a multiple of 64 elements, so that fast kernels find it aligned. The module's own parameters
-    are only the start of fine-tuning; buffers are no parameters and are never interpolated.
-    """
-
-    def __init__(self, e, task, device):
-        super().__init__()
-        self.encoder, self.pass_types, self.wide_mask = e.model, e.pass_types, e.wide_mask
-        self.make_head = lambda: TASKS[task].head(e.model.config.hidden_size, len(TASKS[task].labels))
-        self.head = self.make_head()
-        named = [*e.model.named_parameters(prefix="encoder"), *self.head.named_parameters(prefix="head")]
-        self.names, self.shapes = [n for n, _ in named], [p.shape for _, p in named]
-        self.cuts = [cut for _, p in named for cut in (p.numel(), -p.numel() % 64)]   # parameter, padding, ...
-        self.split = sum(-(-p.numel() // 64) * 64 for p in e.model.parameters())      # theta[split:] is the head
-        self.moved = {n: b.to(device) for n, b in self.named_buffers()}
-
-    def views(self, theta):
-        """{name: parameter} as views of theta (P,), differentiable."""
-        return {n: t.view(s) for n, s, t in zip(self.names, self.shapes, theta.split(self.cuts)[::2])}
-
-    def flat(self, named):
-        """theta (P,) on the CPU from {name: tensor}."""
-        pieces = [piece for n, pad in zip(self.names, self.cuts[1::2]) for piece in (named[n].flatten(), torch.zeros(pad))]
-        return torch.cat(pieces).detach()
-
-    def start(self, seed):
-        """theta (P,) before fine-tuning: the pretrained encoder and the head of this seed, the same for all models."""
-        torch.manual_seed(seed)
-        head = self.make_head()
-        return self.flat(dict([*self.encoder.named_parameters(prefix="encoder"), *head.named_parameters(prefix="head")]))
-
-    def run(self, theta, *batches):
-        """forward(*batches) with the parameters that theta (P,) holds."""
-        return functional_call(self, {**self.views(theta), **self.moved}, batches)
-
-    def forward(self, *batches):
-        """The loss of one batch in training, else the predictions (B, N, K) of each batch."""
-        if self.training:
-            return self.head.loss(self.read(batches[0]), batches[0])
-        return [self.head.predict(self.read(batch), batch) for batch in batches]
-
-    def read(self, batch):
-        """Last hidden states (B, N, H) at the read positions of a batch."""
-        extra = {"token_type_ids": batch.types} if self.pass_types else {}
-        mask = batch.mask[:, None, None] if self.wide_mask and batch.mask is not None else batch.mask
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **extra).last_hidden_state      # (B, L, H)
-        return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1]))                 # (B, N, H)
-
+# ------------------------------------------------------------------------------------------------------------- bench
 
 class Bench:
     """What a process keeps at hand: its settings, its device, its rank, and what it has loaded."""
@@ -340,7 +231,7 @@ class Bench:
 
     @lru_cache(maxsize=1)
     def reader(self, encoder, task):
-        return Reader(load_encoder(encoder), task, self.device)
+        return heads.Reader(load_encoder(encoder), TASKS[task].head, len(TASKS[task].labels), self.device)
 
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
@@ -826,7 +717,7 @@ def calibrate(bench, encoder):
     """(subwords trained on, subwords scored) a second, on made-up sentences of 32 subwords."""
     e = (Encoder(transformers.BertModel(transformers.BertConfig(**SHAPES[encoder]), add_pooling_layer=False), None, "",
                  True, True) if encoder in SHAPES else load_encoder(encoder))
-    reader, windows, length = Reader(e, "pos", bench.device), 32 if bench.device.type == "cuda" else 4, 32
+    reader, windows, length = heads.Reader(e, heads.Linear, 17, bench.device), 32 if bench.device.type == "cuda" else 4, 32
     made_up = data.Encoded(0, columns=1)
     for i in range(windows):
         made_up.add(range(100 + i, 100 + i + length), range(1, length), [(i % 17,)] * (length - 1))
@@ -930,7 +821,7 @@ def run(args):
         if not child and int(os.environ.get("RANK", 0)) == 0:
             print(f"\nStopped. What is finished is saved in {args.out}; the same command continues from there.", file=sys.stderr)
         return 130
-    except (DataError, plot.ResultError) as e:
+    except (DataError, heads.ModelError, plot.ResultError) as e:
         problem = str(e)
     except torch.OutOfMemoryError:
         problem = "The device ran out of memory: lower --batch-size, or take --precision bf16."
