@@ -29,6 +29,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 TEXTS = 15000  # pretraining texts of a language; one in five is a sentence pair
 STEPS, BATCH, LR, MASKED = 2500, 64, 2e-3, .2  # with fewer than half of these steps the languages hardly align
 PIECES = 700  # the most frequent words have a piece of their own, the others are spelt in characters
+PAIRED = 4
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -46,14 +47,14 @@ def spell(count, syllables, rng):
 def lexicon():
     """Part of speech or kind of name -> its words, frequent ones first. Words in two classes are ambiguous."""
     rng = random.Random("lexicon")
-    function, content, names = spell(40, 1, rng), spell(260, 3, rng), spell(70, 3, rng)
+    function, content, names = spell(40, 1, rng), spell(220, 3, rng), spell(70, 3, rng)
     rng.shuffle(content)
     names = [name.capitalize() for name in names]
     rng.shuffle(names)
     return {"DET": function[:6], "PRON": function[3:10], "AUX": function[10:15], "PART": function[15:16],
             "CCONJ": function[16:19], "SCONJ": function[19:23], "place": function[22:26], "of": function[26:29],
-            "with": function[29:33], "NOUN": content[:110], "VERB": content[100:180], "ADJ": content[176:226],
-            "ADV": content[222:250], "PER": names[:28], "LOC": names[22:48], "ORG": names[42:65],
+            "with": function[29:33], "NOUN": content[:100], "VERB": content[92:162], "ADJ": content[158:198],
+            "ADV": content[194:220], "PER": names[:28], "LOC": names[22:48], "ORG": names[42:65],
             "firm": names[65:], "NUM": ["2", "3", "4", "7", "10", "12", "50", "100"], "PUNCT": [".", "!", ","]}
 
 
@@ -102,7 +103,7 @@ def name(rng, relation, entity):
     """A name; the same one may be a person's, a place's or a firm's, and often only its surroundings tell."""
     node = Node(pick(rng, entity), "PROPN", relation, entity)
     if entity == "ORG":
-        node.children.append(leaf(rng, "DET", "det") if rng.random() < .5 else leaf(rng, "PROPN", "flat", "firm"))
+        node.children.append(leaf(rng, "DET", "det") if rng.random() < .3 else leaf(rng, "PROPN", "flat", "firm"))
     elif rng.random() < .4:
         node.children.append(leaf(rng, "PROPN", "flat", entity))
     return node
@@ -213,7 +214,7 @@ def premise(rng):
     while True:
         tree = clause(rng)
         nodes = list(walk(tree))
-        if all(node.upos != "PART" for node in nodes) and any(node.relation in OPTIONAL for node in nodes):
+        if len(nodes) < 10 and all(node.upos != "PART" for node in nodes) and any(node.relation in OPTIONAL for node in nodes):
             return tree
 
 
@@ -290,7 +291,7 @@ def pretraining_texts():
     for language in LANGUAGES:
         rng = random.Random(f"{language} text")
         for number in range(TEXTS):
-            texts.append(pair(rng, language)[:2] if number % 5 == 0 else (text(clause(rng), language),))
+            texts.append(pair(rng, language)[:2] if number % PAIRED == 0 else (text(clause(rng), language),))
     return texts
 
 

@@ -20,6 +20,8 @@ import transformers
 from torch import nn
 from torch.func import functional_call
 
+transformers.logging.set_verbosity_error()          # an unused masked-language head is no news to the user
+transformers.utils.logging.disable_progress_bar()
 HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large"}   # Sec. 4
 
 
@@ -247,8 +249,6 @@ def load_encoder(name):
             if not any(Path(name).glob(wanted)):
                 raise ModelError(f"The encoder folder {name} has no {wanted}; expected config.json, model.safetensors and "
                                 "the tokenizer's files, as save_pretrained writes them.")
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     source = HUB.get(name, name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)

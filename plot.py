@@ -96,6 +96,8 @@ class Grid:
     angle: float
 
     def __post_init__(self):
+        if self.norm_ratio is None or self.angle is None:  # d_src or d_tgt is zero
+            self.norm_ratio = self.angle = math.nan
         self.line, self.plane = sorted(self.line), sorted(self.plane)
         self.key = self.task, self.encoder, self.src, self.tgt, self.seed, self.part
         self.task_name = TASKS.get(self.task, (self.task.upper(), ""))[0]
@@ -165,7 +167,13 @@ def join(first, second):
 
 
 def read(path):
-    """One result file as a Grid, without a torn last line; None where not even the header was written whole."""
+    """One result file as a Grid; None where not even the header was written whole."""
+    rows = read_lines(path)
+    return check(path, rows) if rows else None
+
+
+def read_lines(path):
+    """What the lines of a result file hold, header first, without a torn last line."""
     try:
         lines = path.read_bytes().split(b"\n")  # what follows the last line end is empty or torn
     except OSError as error:
@@ -177,7 +185,7 @@ def read(path):
         except ValueError:
             if number < len(lines):
                 refuse(path, number, "the line", text[:40], "JSON")
-    return check(path, rows) if rows else None
+    return rows
 
 
 def check(path, rows):
@@ -187,7 +195,7 @@ def check(path, rows):
         refuse(path, 1, "format", header.get("format"), "1, the format that this version reads")
     for name, kind in FIELDS.items():
         value = header.get(name)
-        if not (is_number(value) if kind is float else isinstance(value, kind)):
+        if not (is_number(value) or value is None if kind is float else isinstance(value, kind)):
             refuse(path, 1, name, value, f"a value of type {kind.__name__}")
     for name, numbers in (("line", header["line"]), ("plane", header["plane"]),
                           ("majority", [header["majority"].get(header[side]) for side in ("src", "tgt")])):
@@ -321,7 +329,7 @@ def plan(grids):
 
 
 def draw(grids, out):
-    """Writes every figure that the grids allow into the folder out, as PNG and as PDF; returns the files' names."""
+    """Writes every figure that the grids allow to out/figures, as PNG and as PDF; returns the files' names."""
     from matplotlib import style
     names = []
     with style.context(["default", STYLE]):  # the same files whatever settings the user has
@@ -330,7 +338,7 @@ def draw(grids, out):
             for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
                 data = io.BytesIO()
                 figure.savefig(data, format=ending, metadata=metadata)
-                write(Path(out, f"{name}.{ending}"), data.getvalue())
+                write(Path(out, "figures", f"{name}.{ending}"), data.getvalue())
                 names.append(f"{name}.{ending}")
     return names
 
@@ -401,6 +409,7 @@ def plane_figure(grids):
 def plane_panel(ax, runs, side):
     """The mean surface of one case on one language's dev set, its contour lines and the three models."""
     from matplotlib.patheffects import withStroke
+    halo = withStroke(linewidth=2, foreground="white")
     grid, axis = runs[0], np.array(runs[0].plane)
     height = np.ma.masked_invalid(surface(runs, grid.square, side).reshape(len(axis), -1).T)  # (a2, a1)
     ax.set_facecolor("0.85")  # what is not evaluated stays grey
@@ -408,16 +417,15 @@ def plane_panel(ax, runs, side):
     reached = [level for level in LEVELS if height.count() and height.min() < level <= height.max()]
     if reached:
         widths = [0.4 if level == 1 else 0.8 for level in reached]  # noise frays the 1.00 along a flat ridge
-        label_contours(ax, ax.contour(axis, axis, height, levels=reached, colors="0.25", linewidths=widths))
+        label_contours(ax, ax.contour(axis, axis, height, levels=reached, colors="0.25", linewidths=widths), halo)
     for point, name in ((BOTH, grid.pair), (SRC, grid.languages[0]), (TGT, grid.languages[1])):
         ax.plot(*point, "o", color="black", markeredgecolor="white", markersize=5)
-        ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold",
-                    path_effects=[withStroke(linewidth=2, foreground="white")])
+        ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold", path_effects=[halo])
     title(ax, f"{grid.task_name}, {grid.encoder_name}: score on {grid.languages[side]}", runs, grid.square)
     ax.set(xlim=axis[[0, -1]], ylim=axis[[0, -1]], aspect="equal", xticks=axis[::5], yticks=axis[::5])
 
 
-def label_contours(ax, contours):
+def label_contours(ax, contours, halo):
     """Labels each level once, where there is most room between the models, the frame and the labels before it."""
     taken = [np.add(model, shift) for model in (BOTH, SRC, TGT) for shift in ((0, 0), (0.2, 0.1))]
     spots, frame = [], ax.dataLim
@@ -427,7 +435,8 @@ def label_contours(ax, contours):
             room = [np.hypot(*(longest - spot).T) for spot in taken + spots]
             room += [2 * np.abs(longest - edge).min(1) for edge in (frame.min, frame.max)]
             spots.append(longest[np.min(room, 0).argmax()])
-    ax.clabel(contours, manual=spots, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7, inline_spacing=2)
+    for label in ax.clabel(contours, manual=spots, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7):
+        label.set_path_effects([halo])
 
 
 def extent(piece):
@@ -454,7 +463,8 @@ def norms_figure(grids):
     ax.plot(NORM_RATIO, ANGLE, ls="none")  # the least that the axes span
     ax.set(xlabel=r"$|\delta_{src}|\,/\,|\delta_{tgt}|$", ylabel="angle, degrees")
     title(ax, "", grids, ())
-    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.4, handlelength=1.4, columnspacing=1.2)
+    ax.locator_params(nbins=6)
+    figure.legend(loc="outside upper center", ncols=4 if len(encoders) > 1 else 3, handlelength=1.4, columnspacing=1.2)
     return figure
 
 
@@ -510,7 +520,9 @@ def varies(grids):
 
 def lies(grids, name, limits, digits):
     """Does the mean over the runs of a number that the header holds lie within limits?"""
-    values = [getattr(run, name) for run in having(grids, lambda grid: (), "no run")[0]]
+    values = [getattr(grid, name) for grid in grids if grid.part == "all" and math.isfinite(grid.angle)]
+    if not values:
+        raise Untested("no run")
     mean, low, high = np.mean(values), min(values), max(values)
     said = f"mean {mean:.{digits}f}, from {low:.{digits}f} to {high:.{digits}f} ({plural(len(values), 'run')})"
     return limits[0] <= mean <= limits[1], said
@@ -659,6 +671,7 @@ def summary(grids):
 
 
 def mean_sd(values, digits):
+    values = [value for value in values if math.isfinite(value)]
     sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{sd}" if values else "-"
 
@@ -733,7 +746,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         grids = load(args.results)
-        draw(grids, Path(args.out, "figures"))
+        draw(grids, args.out)
         print(report(grids, args.out, "python plot.py " + shlex.join(sys.argv[1:] if argv is None else argv)))
         print(f"\nFigures and report: {Path(args.out, 'report.md')}")
     except ResultError as error:

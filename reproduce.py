@@ -254,15 +254,18 @@ class Bench:
         """The precision of encoder and head; losses, parameters and counts are exact in any case."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.args.precision == "bf16" else nullcontext()
 
+    def cast(self, theta):
+        """theta (P,) in the precision to compute in, cast once for the whole encoder; differentiable."""
+        return theta.bfloat16() if self.args.precision == "bf16" else theta
+
     @torch.no_grad()
     def counts(self, reader, theta, task, dev):
         """Counts (S, 2) of a dev set under theta (P,), left on the device: the one way a model is scored, anywhere."""
         reader.eval()
-        theta = theta.bfloat16() if self.args.precision == "bf16" else theta   # cast once for all batches
         size = self.args.batch_size or FINE_TUNING["batch_size"]
         batches = dev.batches(size * 40, size // 2) if self.device.type == "cpu" else dev.batches(size * 512)
         with self.precise():
-            found = reader.run(theta, *batches)
+            found = reader.run(self.cast(theta), *batches)
         pred = torch.empty(len(dev.read) + 1, found[0].shape[-1], dtype=torch.long, device=self.device)
         for batch, labels in zip(batches, found):
             pred[batch.rows.flatten()] = labels.flatten(0, 1)                  # padding lands in the spare last row
@@ -416,7 +419,7 @@ class Training:
             lang, windows = batch_order(self.sets, self.config["batch_size"], self.m.seed, epoch)[i]
             self.adam.param_groups[0]["lr"] = self.config["lr"] * warmup_decay(self.step, self.marks[-1])
             with self.bench.precise():
-                loss = self.reader.run(self.theta, self.sets[lang][0].batch(windows))
+                loss = self.reader.run(self.bench.cast(self.theta), self.sets[lang][0].batch(windows))
             self.adam.zero_grad()
             loss.backward()
             self.adam.step()
@@ -558,7 +561,8 @@ def evaluate_points(bench, reader, g, ends, dev, todo, f, name):
     for (a1, a2), w in zip(tqdm(todo, name, unit="point", leave=False, disable=None if bench.rank == 0 else True), weights):
         theta = interpolate(theta, ends, w)
         theta[rest] = ends[0, rest]   # untouched to the last bit
-        counts = torch.stack([bench.counts(reader, theta, g.task, d)[0] for d in dev])        # (2, 2) on the device
+        now = bench.cast(theta)
+        counts = torch.stack([bench.counts(reader, now, g.task, d)[0] for d in dev])          # (2, 2) on the device
         if waiting:   # the device is at the next point while the last one is read
             append(f, point(*waiting))
         waiting = a1, a2, counts
@@ -634,7 +638,7 @@ def launch(processes):
 
 def follow_parent():
     """End this process when the one that launched it is gone, however it went."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)   # unbuffered: a lock held on sys.stdin would be in the way at exit
     os._exit(1)
 
 
@@ -727,7 +731,7 @@ def calibrate(bench, encoder):
     def train():
         reader.train()
         with bench.precise():
-            loss = reader.run(theta, examples.batch(np.arange(windows)))
+            loss = reader.run(bench.cast(theta), examples.batch(np.arange(windows)))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -793,7 +797,8 @@ def main(args):
     bench = Bench(args, *start_ranks())
     if args.demo:
         if bench.rank == 0:
-            demo.prepare(args.out)
+            for pretrained in (False, True):
+                demo.prepare(args.out, pretrained, bench.log)
         barrier(bench)
     summarise(bench, models)
     for m in share(models, lambda m: weight(args, m), bench):

@@ -1,0 +1,94 @@
+"""What several test files share: a tiny random encoder, a tiny corpus, and the command as a process of its own."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"   # before the library is imported: no test reaches for the network
+
+KIT = Path(__file__).resolve().parent.parent
+LANGUAGES = {"en": ("UD_English-EWT", "en_ewt", "abcdefg"), "de": ("UD_German-GSD", "de_gsd", "defghij")}
+SIZES = {"train": 40, "dev": 20}
+
+
+def reproduce(*args, cwd=KIT, env=None, **popen):
+    """Run reproduce.py with these arguments, offline, to its end; returns a CompletedProcess with its output as text."""
+    return subprocess.run([sys.executable, str(KIT / "reproduce.py"), *map(str, args)], cwd=cwd, text=True,
+                          capture_output=True, env={**os.environ, **(env or {})}, **popen)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """Folder of a random BERT of one layer and 16 dimensions that spells every word of the tiny corpus."""
+    return write_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Folder with the corpora of all four tasks in en and de, 40 train and 20 dev sentences each."""
+    return write_corpus(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def write_encoder(folder, **settings):
+    import torch
+    from transformers import BertConfig, BertModel
+    letters = sorted({letter for _, _, alphabet in LANGUAGES.values() for letter in alphabet})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *("##" + letter for letter in letters)]
+    config = dict(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                  intermediate_size=32, max_position_embeddings=128)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(**config | settings)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 128}))
+    return folder
+
+
+def write_corpus(folder):
+    dev = ["language\tgold_label\tsentence1\tsentence2"]
+    for lang, (treebank, code, alphabet) in LANGUAGES.items():
+        rng = random.Random(lang)
+        words = ["".join(rng.choices(alphabet, k=rng.randint(1, 5))) for _ in range(40)]
+        for split, size in SIZES.items():
+            sentences = [rng.choices(words, k=rng.randint(2, 9)) + ["."] for _ in range(size)]
+            write(folder / "ud" / treebank / f"{code}-ud-{split}.conllu", conllu(sentences, rng))
+            write(folder / "panx" / lang / split, [line for words_ in sentences for line in wikiann(words_, lang, rng)])
+        pairs = [(" ".join(rng.choices(words, k=5)), " ".join(rng.choices(words, k=3))) for _ in range(60)]
+        labels = ["entailment", "neutral", "contradiction"] * 20
+        write(folder / "xnli/XNLI-MT-1.0/multinli" / f"multinli.train.{lang}.tsv", ["premise\thypo\tlabel"] + [
+            f"{a}\t{b}\t{c.replace('contradiction', 'contradictory')}" for (a, b), c in zip(pairs[:40], labels)])
+        dev += [f"{lang}\t{c}\t{a}\t{b}" for (a, b), c in zip(pairs[40:], labels)]
+    write(folder / "xnli/XNLI-1.0/xnli.dev.tsv", dev)
+    return folder
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+
+
+def conllu(sentences, rng):
+    """CoNLL-U lines: a word's part of speech is decided by its first letter, its head is drawn."""
+    tags, relations = ("NOUN", "VERB", "ADJ", "ADV", "DET"), ("nsubj", "obj", "amod", "advmod", "det:poss")
+    for number, words in enumerate(sentences, 1):
+        yield f"# sent_id = {number}"
+        root = rng.randint(1, len(words) - 1)
+        for i, word in enumerate(words, 1):
+            kind = ord(word[0]) % 5
+            head = 0 if i == root else root if i < root else rng.randint(root, i - 1)
+            tag, relation = ("PUNCT", "punct") if word == "." else (tags[kind], relations[kind])
+            yield "\t".join((str(i), word, "_", tag, "_", "_", str(head), "root" if i == root else relation, "_", "_"))
+        yield ""
+
+
+def wikiann(words, lang, rng):
+    tags = ["O"] * len(words)
+    first, kind = rng.randrange(len(words) - 1), rng.choice(("LOC", "ORG", "PER"))
+    tags[first:first + 2] = [f"B-{kind}", f"I-{kind}"]
+    return [*(f"{lang}:{word}\t{tag}" for word, tag in zip(words, tags)), ""]
