@@ -10,11 +10,11 @@ To add a language, add its treebank to TREEBANKS (and its git names to UD_GIT_NA
 """
 
 import hashlib
+import http.client
 import io
 import os
 import re
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -124,15 +124,12 @@ def archive(folder, name, wanted):
 
 
 def member(file, name, label=None):
-    """Bytes of one member of a zip or tar.gz, found by its name; nothing is unpacked by path. Raises DataError."""
+    """Bytes of one member of a zip (a path) or a tar.gz (an open file), by its name; nothing else is unpacked. Raises DataError."""
     label = label or file
     try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as z:
-                names, take = z.namelist(), z.read
-                return take(checked(names, name, label))
         if isinstance(file, Path):
-            raise zipfile.BadZipFile("no zip directory at its end")
+            with zipfile.ZipFile(file) as z:
+                return z.read(checked(z.namelist(), name, label))
         with tarfile.open(fileobj=file, mode="r:gz") as t:
             taken = t.extractfile(checked(t.getnames(), name, label))
             if taken is None:
@@ -160,12 +157,11 @@ def download(address, path, digest, name_of, wanted=None):
             if not r.geturl().startswith("https://"):
                 raise DataError(f"{address} was redirected to {r.geturl()}, which is not https: nothing was kept.")
             parts = []
-            with tqdm(total=int(r.headers.get("Content-Length") or 0) or None, unit="B", unit_scale=True,
-                      desc=path.name, disable=None) as bar:
+            with tqdm(total=r.length, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
                 while part := r.read(1 << 20):
                     parts.append(part)
                     bar.update(len(part))
-    except (urllib.error.URLError, OSError, EOFError) as e:
+    except (OSError, EOFError, http.client.HTTPException) as e:
         by_hand = f"put it at {path}" + (f" (or the file itself at {wanted})" if wanted else "")
         raise DataError(f"{path} is not there and could not be fetched from {address} ({e}). Fetch that address "
                         f"elsewhere and {by_hand}, or run --demo, which needs no network.") from None
@@ -227,11 +223,10 @@ def lines(path):
             try:
                 text = raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as e:
-                raise DataError(f"{path}, line {n}: byte {raw[e.start]:#04x} is not UTF-8; expected a UTF-8 file. "
-                                "Convert it, or delete it so that it is fetched again.") from None
+                raise DataError(f"{path}, line {n}: byte {raw[e.start]:#04x} is not UTF-8; expected a UTF-8 file.") from None
             yield n, text.lstrip("\ufeff") if n == 1 else text
     if n == 0:
-        raise DataError(f"{path} is empty; expected at least one sentence. Delete it so that it is fetched again.")
+        raise DataError(f"{path} is empty; expected at least one sentence.")
 
 
 def blocks(path):
@@ -271,7 +266,7 @@ def read_conllu(path):
                 raise DataError(f"{path}, line {n}: unknown UPOS {c[3]!r}; expected one of {' '.join(UPOS)}.")
             if relation is None:
                 raise DataError(f"{path}, line {n}: unknown relation {c[7]!r}; expected one of {' '.join(RELATIONS)}.")
-            if not re.fullmatch(r"[0-9]+", c[6]):
+            if not re.fullmatch(r"[0-9]{1,9}", c[6]):
                 raise DataError(f"{path}, line {n}: head {c[6]!r} is no number; expected 0 or a word's id.")
             words.append(c[1])
             rows.append((tag, int(c[6]), relation))
@@ -551,10 +546,15 @@ def load(path, lang, split, read, encode, tokenizer, limit=None):
 
     def first_ones():
         nonlocal in_file
-        for in_file, (texts, gold) in enumerate(read(path, lang), 1):
-            labels.update(row[0] for row in gold)
-            if limit is None or in_file <= limit:
-                yield texts, gold
+        try:
+            for in_file, (texts, gold) in enumerate(read(path, lang), 1):
+                labels.update(row[0] for row in gold)
+                if limit is None or in_file <= limit:
+                    yield texts, gold
+            if in_file == 0:
+                raise DataError(f"{path} holds no sentence; expected at least one.")
+        except DataError as e:
+            raise DataError(f"{e} Correct the file, or delete it so that it is fetched again.") from None
 
     encoded = encode(first_ones(), tokenizer, split, path)
     if split == "dev" and len(labels) == 1 and in_file > 1:
