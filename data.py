@@ -17,7 +17,6 @@ import re
 import tarfile
 import urllib.request
 import zipfile
-import zlib
 from array import array
 from itertools import islice
 from pathlib import Path
@@ -135,7 +134,9 @@ def member(file, name, label=None):
             if taken is None:
                 raise DataError(f"{label}: {name} is no plain file. Delete the archive; the kit fetches it again.")
             return taken.read()
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as e:
+    except DataError:
+        raise
+    except Exception as e:  # the two libraries raise a dozen kinds, all of them about what they found in the file
         raise DataError(f"{label} is truncated or no archive ({e}). Delete it; the kit fetches it again.") from None
 
 
@@ -155,7 +156,8 @@ def download(address, path, digest, name_of, wanted=None):
     try:
         with urllib.request.urlopen(address, timeout=60) as r:
             if not r.geturl().startswith("https://"):
-                raise DataError(f"{address} was redirected to {r.geturl()}, which is not https: nothing was kept.")
+                raise DataError(f"{address} was redirected to {r.geturl()}, which is not https: nothing was kept. "
+                                f"Put the right file at {path} by hand.")
             parts = []
             with tqdm(total=r.length, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
                 while part := r.read(1 << 20):
@@ -442,6 +444,9 @@ def special(tokenizer, label):
     if len(ids) < 2 or tokenizer.unk_token_id is None or tokenizer.pad_token_id is None:
         raise DataError(f"{label}: this kit needs a tokenizer with an unknown and a padding token that puts one special "
                         "token before and one after a sentence, as those of BERT and XLM-R do.")
+    if tokenizer.model_max_length < MAX_SUBWORDS:
+        raise DataError(f"{label}: the encoder has {tokenizer.model_max_length} positions; this kit's windows need "
+                        f"{MAX_SUBWORDS}. Take another --encoder.")
     return ids[:1], ids[1:]
 
 

@@ -29,7 +29,8 @@ LABELS = ("entailment", "neutral", "contradiction")
 TEXTS = 15000  # pretraining texts of a language; one in five is a sentence pair
 STEPS, BATCH, LR, MASKED = 2500, 64, 2e-3, .2  # with fewer than half of these steps the languages hardly align
 PIECES = 700  # the most frequent words have a piece of their own, the others are spelt in characters
-PAIRED = 4
+PAIRED = 5
+SWAP = .8
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -115,22 +116,27 @@ def noun_phrase(rng, relation, deep=True):
         return leaf(rng, "PRON", relation)
     if kind < .45:
         return name(rng, relation, "PER" if kind < .31 else "ORG")
-    noun = leaf(rng, "NOUN", relation)
+    return noun(rng, relation, deep)
+
+
+def noun(rng, relation, deep):
+    """A noun with what may hang on it; a deep one may carry a further phrase."""
+    node = leaf(rng, "NOUN", relation)
     for upos, child, chance in (("DET", "det", .55), ("NUM", "nummod", .12), ("ADJ", "amod", .35)):
         if rng.random() < chance:
-            noun.children.append(leaf(rng, upos, child))
+            node.children.append(leaf(rng, upos, child))
     if deep and rng.random() < .2:
-        noun.children.append(adposition_phrase(rng, "nmod"))
+        node.children.append(adposition_phrase(rng, "nmod"))
     if deep and rng.random() < .1:
-        noun.children.append(noun_phrase(rng, "conj", deep=False))
-        noun.children[-1].children.append(leaf(rng, "CCONJ", "cc"))
-    return noun
+        node.children.append(noun_phrase(rng, "conj", deep=False))
+        node.children[-1].children.append(leaf(rng, "CCONJ", "cc"))
+    return node
 
 
 def adposition_phrase(rng, relation):
     """A place, on a verb (obl) or now and then on a noun (nmod); other adpositions belong to one of the two."""
     if rng.random() < (.3 if relation == "nmod" else .7):
-        phrase = name(rng, relation, "LOC") if rng.random() < .6 else noun_phrase(rng, relation, deep=False)
+        phrase = name(rng, relation, "LOC") if rng.random() < .6 else noun(rng, relation, deep=False)
         kind = "place"
     else:
         phrase, kind = noun_phrase(rng, relation, deep=False), "of" if relation == "nmod" else "with"
@@ -214,22 +220,23 @@ def premise(rng):
     while True:
         tree = clause(rng)
         nodes = list(walk(tree))
-        if len(nodes) < 10 and all(node.upos != "PART" for node in nodes) and any(node.relation in OPTIONAL for node in nodes):
+        if len(nodes) < 12 and all(node.upos != "PART" for node in nodes) and any(node.relation in OPTIONAL for node in nodes):
             return tree
 
 
 def edit(tree, label, rng):
-    """A hypothesis: the tree with a modifier less (entailment), one more (neutral), or denied (contradiction)."""
+    """A hypothesis: the tree without a modifier (entailment), with another one (neutral), or denied (contradiction)."""
     tree = copy(tree)
     nodes = list(walk(tree))
+    adjectives = [node for node in nodes if node.upos == "ADJ"]
     if label == "entailment":
         parent, child = rng.choice([(p, c) for p in nodes for c in p.children if c.relation in OPTIONAL])
         parent.children.remove(child)
-        return tree
-    adjectives = [node for node in nodes if node.upos == "ADJ"]
-    if label == "contradiction" and adjectives and rng.random() < .5:
+    elif adjectives and rng.random() < SWAP:
         node = rng.choice(adjectives)
-        node.word = WORDS["ADJ"][WORDS["ADJ"].index(node.word) ^ 1]  # neighbours in the lexicon are antonyms
+        opposite = WORDS["ADJ"][WORDS["ADJ"].index(node.word) ^ 1]  # neighbours in the lexicon are antonyms
+        others = [word for word in WORDS["ADJ"] if word not in (node.word, opposite)]
+        node.word = opposite if label == "contradiction" else rng.choice(others)
     elif label == "contradiction":
         tree.children.append(leaf(rng, "PART", "advmod"))
     else:

@@ -20,6 +20,7 @@ import transformers
 from torch import nn
 from torch.func import functional_call
 
+EARLY = ("bert", "roberta", "xlm-roberta")   # encoders whose last layer is known to be built as Reader expects
 transformers.logging.set_verbosity_error()          # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
 HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large"}   # Sec. 4
@@ -245,13 +246,14 @@ class Encoder(NamedTuple):
 def load_encoder(name):
     """An encoder from a local folder or the hub, fp32, without its pooler. Raises ModelError with a sentence."""
     if Path(name).is_dir():
-        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json"):
-            if not any(Path(name).glob(wanted)):
-                raise ModelError(f"The encoder folder {name} has no {wanted}; expected config.json, model.safetensors and "
+        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json, vocab.txt, vocab.json, *.model"):
+            if not any(found for pattern in wanted.split(", ") for found in Path(name).glob(pattern)):
+                raise ModelError(f"The encoder folder {name} has no {' or '.join(wanted.split(', '))}; expected config.json, model.safetensors and "
                                 "the tokenizer's files, as save_pretrained writes them.")
     source = HUB.get(name, name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer("\U00010380")   # a letter that is in no vocabulary: fails where there is no unknown token
         model, info = transformers.AutoModel.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     except Exception as e:  # the library raises a dozen kinds, all of them about what it found at `source`
@@ -260,6 +262,9 @@ def load_encoder(name):
     if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k):
         raise ModelError(f"The weights of the encoder {name!r} lack {len(missing)} parameters ({missing[0]}, ...): "
                         "the file is of another architecture than config.json, or not whole.")
+    if len(tokenizer) > (size := getattr(model.config, "vocab_size", math.inf)):
+        raise ModelError(f"The encoder {name!r} has {size} subwords, its tokenizer {len(tokenizer)}: the tokenizer is of another encoder.")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
     model.pooler = None  # the paper reads the last hidden state
     pass_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                   and getattr(model.config, "type_vocab_size", 0) > 1)
@@ -303,6 +308,11 @@ class Reader(nn.Module):
         self.cuts = [cut for _, p in named for cut in (p.numel(), -p.numel() % 64)]   # parameter, padding, ...
         self.split = sum(-(-p.numel() // 64) * 64 for p in e.model.parameters())      # theta[split:] is the head
         self.moved = {n: b.to(device) for n, b in self.named_buffers()}
+        self.early = e.model.config.model_type in EARLY
+        if self.early:  # after its attention, the last layer works on each position alone: only those read are needed
+            after = e.model.encoder.layer[-1].attention.output
+            after._forward_pre_hooks.clear()   # of an earlier Reader
+            after.register_forward_pre_hook(lambda _, states: tuple(self.pick(s) for s in states))
 
     def views(self, theta):
         """{name: parameter} as views of theta (P,), differentiable."""
@@ -333,5 +343,10 @@ class Reader(nn.Module):
         """Last hidden states (B, N, H) at the read positions of a batch."""
         extra = {"token_type_ids": batch.types} if self.pass_types else {}
         mask = batch.mask[:, None, None] if self.wide_mask and batch.mask is not None else batch.mask
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **extra).last_hidden_state      # (B, L, H)
-        return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1]))                 # (B, N, H)
+        self.at = batch.read[..., None]                                                                # (B, N, 1)
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **extra).last_hidden_state
+        return hidden if self.early else self.pick(hidden)                                             # (B, N, H)
+
+    def pick(self, states):
+        """The states (B, L, H) at the positions read: (B, N, H)."""
+        return states.gather(1, self.at.expand(-1, -1, states.shape[-1]))

@@ -15,6 +15,7 @@ The same command again continues where the last one stopped, whatever stopped it
 
 import argparse
 import math
+import signal
 import sys
 
 PAPER = dict(encoder=["mbert", "xlmr"], task=["xnli", "ner", "pos", "parsing"], src=["en", "ar"],
@@ -32,8 +33,8 @@ def parse_arguments(argv=None):
                 value = kind(text)
             except ValueError:
                 value = math.nan
-            if not low <= value < math.inf:
-                raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {low}")
+            if not low <= value < 1e12:
+                raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {low}{' and below 1e12' * (value > low)}")
             return value
         return number
 
@@ -83,11 +84,14 @@ def parse_arguments(argv=None):
 
 # The slow imports come after parsing, so that --help and a wrong flag are answered at once.
 ARGS = parse_arguments() if __name__ == "__main__" else None
+if ARGS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run() takes over, Ctrl-C just ends the process
 
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import re  # noqa: E402
 import shlex  # noqa: E402
 import socket  # noqa: E402
 import subprocess  # noqa: E402
@@ -219,8 +223,9 @@ class Bench:
             name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
         try:
             self.device = torch.device(name)
-        except RuntimeError:
-            raise DataError(f"--device {name}: no such device; expected cuda, cuda:0 or cpu.") from None
+            torch.zeros(1, device=self.device).item()   # is it really there?
+        except (RuntimeError, AssertionError) as e:
+            raise DataError(f"--device {name} cannot be used ({str(e).splitlines()[0]}); expected cuda, cuda:0 or cpu.") from None
         args.precision = args.precision or ("bf16" if self.device.type == "cuda" else "fp32")
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # threads fight on small models, and another number would change the last digits
@@ -283,12 +288,16 @@ def scores(counts):
 def locked(path):
     """The file opened for reading and appending by this process alone. Raises DataError if another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"Another process is writing {path}: wait for it, or give another --out.") from None
-        yield f
+    try:
+        with open(path, "a+b") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"Another process is writing {path}: wait for it, or give another --out.") from None
+            yield f
+    except OSError as e:
+        e.filename = e.filename or str(path)   # a full disk gives no name
+        raise
 
 
 def records(f, path):
@@ -299,8 +308,8 @@ def records(f, path):
     if len(whole) < len(content):
         f.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError:
+        return [dict(json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError):
         raise DataError(f"{path} is damaged: a line in it is no JSON. Delete the file; the same command makes it again.") from None
 
 
@@ -315,6 +324,8 @@ def save(path, tensors, about):
     try:
         safetensors.torch.save_file(tensors, temporary, {"about": json.dumps(about)})
         os.replace(temporary, path)
+    except safetensors.SafetensorError as e:
+        raise DataError(f"{path} could not be written ({e}): make room there, or give another --out.") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -323,7 +334,9 @@ def load(path, names=()):
     """(about, {name: tensor}) of a file made by save; all tensors if names is None. Raises DataError."""
     try:
         with safetensors.safe_open(path, "pt") as f:
-            return json.loads(f.metadata()["about"]), {n: f.get_tensor(n) for n in (f.keys() if names is None else names)}
+            return {"config": {}} | json.loads(f.metadata()["about"]), {n: f.get_tensor(n) for n in (f.keys() if names is None else names)}
+    except FileNotFoundError:
+        raise DataError(f"{path} is gone; the same command makes it again.") from None
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:
         raise DataError(f"{path} is torn or not of this kit ({e}). Delete it; the same command makes it again.") from None
 
@@ -355,9 +368,12 @@ def finetune(bench, m):
     name = f"{m.task} {label(m.encoder)} {'+'.join(m.langs)} seed {m.seed}"
     if (folder / "model.safetensors").exists():
         check_same(config, load(folder / "model.safetensors")[0]["config"], folder / "model.safetensors")
+        clear(folder)
         return bench.log(f"{name}: already trained, in {folder}")
     began = time.time()
     with locked(folder / "train.jsonl") as journal:
+        if (folder / "model.safetensors").exists():   # another process was faster
+            return finetune(bench, m)
         run = Training(bench, m, config, folder / "state.safetensors", journal)
         with tqdm(total=run.marks[-1], initial=run.step, desc=name, unit="step", leave=False,
                   disable=None if bench.rank == 0 else True) as bar:
@@ -366,9 +382,15 @@ def finetune(bench, m):
         best = run.best.cpu()
         save(folder / "model.safetensors", {n: v.contiguous() for n, v in run.reader.views(best).items()},
              {"config": config, "digest": digest(best), **run.about})
-        (folder / "state.safetensors").unlink(missing_ok=True)
+        clear(folder)
     bench.log(f"{name}: {run.about['score']} after {run.about['best_step']} of {run.step} steps, "
               f"{time.time() - began:.0f} s")
+
+
+def clear(folder):
+    """Remove what only an unfinished training needs, and what a killed one left behind."""
+    for name in ("state.safetensors", "state.tmp", "model.tmp"):
+        (folder / name).unlink(missing_ok=True)
 
 
 class Training:
@@ -395,16 +417,19 @@ class Training:
         """Take up the last saved state, and drop the dev scorings that were logged after it."""
         about, tensors = load(self.path, None)
         check_same(self.config, about["config"], self.path)
-        self.step, self.about = about["step"], about["about"]
-        self.journal.truncate(0)
-        for record in past:
-            if record["step"] <= self.step:
-                append(self.journal, record)
-        moved = {n: t.to(self.bench.device) for n, t in tensors.items()}
-        self.theta.data.copy_(moved["theta"])
-        self.best = moved["best"]
-        self.adam.state[self.theta] = {"step": torch.tensor(float(self.step), device=self.bench.device),
-                                       "exp_avg": moved["exp_avg"], "exp_avg_sq": moved["exp_avg_sq"]}
+        try:
+            self.step, self.about = about["step"], about["about"]
+            past = [record for record in past if record["step"] <= self.step]
+            moved = {n: t.to(self.bench.device) for n, t in tensors.items()}
+            self.theta.data.copy_(moved["theta"])
+            self.best = moved["best"]
+            self.adam.state[self.theta] = {"step": torch.tensor(float(self.step), device=self.bench.device),
+                                           "exp_avg": moved["exp_avg"], "exp_avg_sq": moved["exp_avg_sq"]}
+        except (KeyError, TypeError, RuntimeError) as e:
+            raise DataError(f"{self.path} or {self.journal.name} is damaged ({e!r}). Delete both; "
+                            "the same command trains this model anew.") from None
+        # Cut, not written anew: a process killed here leaves all lines or the right ones.
+        self.journal.truncate(sum(len(json.dumps(record)) + 1 for record in past))
         self.bench.log(f"{self.path.parent}: continued after step {self.step}")
 
     def segment(self, bar, name):
@@ -480,8 +505,11 @@ def corners(bench, g):
     for role, m in zip(("src", "tgt", "both"), g.models()):
         path = m.folder(args.out) / "model.safetensors"
         about, tensors = load(path, None)
-        theta = reader.flat(tensors)
-        if digest(theta) != about["digest"]:
+        try:
+            theta = reader.flat(tensors)
+        except KeyError:
+            theta = torch.zeros(0)
+        if digest(theta) != about.get("digest"):
             raise DataError(f"{path} does not hold the parameters it was saved with: delete it and run the same command again.")
         ends.append(theta)
         digests[role] = about["digest"]
@@ -522,7 +550,7 @@ def grid_header(bench, g):
         path = m.folder(args.out) / "model.safetensors"
         about = load(path)[0]
         check_same(model_config(bench, m), about["config"], path)
-        models[role] = about["digest"]
+        models[role] = about.get("digest")
     return {"format": FORMAT, "task": g.task, "metric": TASKS[g.task].metrics[0], "encoder": label(g.encoder),
             "encoder_digest": bench.encoder_digest(g.encoder), "src": g.src, "tgt": g.tgt, "seed": g.seed,
             "part": args.part, "line": LINE, "plane": PLANE, "settings": settings(args, g.task), "models": models,
@@ -537,7 +565,7 @@ def evaluate_grid(bench, g):
         header, past = grid_header(bench, g), records(f, path)
         if past:
             check_same(header, past[0], path)
-        have = {(p["a1"], p["a2"]) for p in past[1:]}
+        have = plot.check(path, past).points if past else {}
         todo, count = [p for p in todo if p not in have], len(todo)
         if have:
             bench.log(f"{name}: {count - len(todo)} of {count} points already in {path}")
@@ -688,8 +716,8 @@ def dry_run(args, models, grids):
         trained = sum((m.folder(out) / "model.safetensors").exists() for m in ms)
         have = 0
         for path in (g.path(out, args.part) for g in gs):
-            if path.exists():
-                have += len({(p["a1"], p["a2"]) for p in plot.read_lines(path)[1:]} & set(each))
+            if path.exists() and (grid := plot.read(path)):
+                have += len(grid.points.keys() & set(each))
         print(f"{task:8}{label(encoder)}: {len(ms)} distinct models ({3 * len(gs)} if each pair trained its own), "
               f"{trained} done; {len(gs)} grids of {len(each)} points, {have} of {len(gs) * len(each)} points done")
         if len(ms) <= 12:
@@ -712,7 +740,7 @@ def estimate(args, units):
     print(f"about {hours:.0f} hours on {device} in {args.precision}, divided by the devices at hand; the sizes are those of Table 1")
 
 
-SUBWORDS = {"xnli": 45, "ner": 15, "pos": 30, "parsing": 30}  # of a sentence, special tokens included, for estimates
+SUBWORDS = {"xnli": 45, "ner": 17, "pos": 30, "parsing": 30}  # of a sentence, special tokens included, for estimates
 SHAPES = {"mbert": dict(vocab_size=119547), "xlmr": dict(vocab_size=250002, hidden_size=1024, num_hidden_layers=24,
                                                          num_attention_heads=16, intermediate_size=4096)}
 
@@ -828,7 +856,9 @@ def run(args):
         return 130
     except (DataError, heads.ModelError, plot.ResultError) as e:
         problem = str(e)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as e:   # the CPU's allocator raises a RuntimeError, CUDA's a kind of it
+        if not isinstance(e, MemoryError) and not re.search("out of memory|allocate memory|ALLOC_FAILED", str(e)):
+            raise
         problem = "The device ran out of memory: lower --batch-size, or take --precision bf16."
     except safetensors.SafetensorError as e:
         problem = f"A file could not be written or read ({e})."
@@ -839,4 +869,6 @@ def run(args):
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(ARGS))

@@ -1,0 +1,504 @@
+"""Runs that are killed, stopped, doubled, cut short by a full disk or spread over processes end with the results of an
+undisturbed run, byte for byte.
+
+Most runs here are real processes that a small server forks (this file run as a script), so that the imports are paid
+once; some are the command itself. A process can be killed from outside, or kill itself at its n-th step in a list of
+delicate moments: before, in the middle of and after each line, file, move and removal.
+"""
+
+import fcntl
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from conftest import KIT
+from conftest import reproduce as command
+
+TASKS = "pos", "ner", "parsing", "xnli"
+
+
+# ------------------------------------------------------------------------------------- the server (a process of its own)
+
+def serve():
+    """Fork a run for each line of stdin, a JSON list [argv, log, options], and answer its pid; for a pid, its exit code."""
+    sys.path.insert(0, str(KIT))
+    import reproduce
+    for line in sys.stdin:
+        order = json.loads(line)
+        if isinstance(order, int):
+            answer = os.waitstatus_to_exitcode(os.waitpid(order, 0)[1])
+        elif (answer := os.fork()) == 0:
+            child(reproduce, *order)
+        print(answer, flush=True)
+
+
+def child(reproduce, argv, log, options):
+    """One run in a forked process, its stdout in LOG and its stderr in LOG.err; options: see Server.start."""
+    for number, path, mode in (0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY), (2, log + ".err", os.O_WRONLY):
+        os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    sys.argv = ["reproduce.py", *argv]
+    reproduce.plot.draw = lambda *_: []   # figures are slow, and others test them
+    said, code = (sys.stdout, sys.stderr), 99
+    if "disk" in options:   # longer files fail as on a full disk; the logs are written when there is room again
+        limit, sys.stdout, sys.stderr = resource.getrlimit(resource.RLIMIT_FSIZE), io.StringIO(), io.StringIO()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["disk"], limit[1]))
+    if "slow" in options:
+        reproduce.Bench.counts = slowly(reproduce.Bench.counts, options["slow"])
+    if "moment" in options:
+        killed_at(reproduce, options["moment"])
+    try:
+        code = reproduce.run(reproduce.parse_arguments(argv))
+    except BaseException:
+        traceback.print_exc()
+    if "disk" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        for file, text in zip(said, (sys.stdout, sys.stderr)):
+            file.write(text.getvalue())
+    for file in said:
+        file.flush()
+    os._exit(code)
+
+
+def slowly(function, seconds):
+    def slow(*args):
+        time.sleep(seconds)
+        return function(*args)
+    return slow
+
+
+def killed_at(reproduce, moment):
+    """This process kills itself at the n-th delicate moment."""
+    left = moment
+
+    def tick():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(function):
+        def wrapped(*args, **options):
+            tick()
+            function(*args, **options)
+            tick()
+        return wrapped
+
+    def append(f, record):
+        text = json.dumps(record).encode() + b"\n"
+        for part in (b"", text[:len(text) // 2], text[len(text) // 2:-1], b"\n"):
+            f.write(part)
+            f.flush()
+            tick()
+
+    def save_file(tensors, path, about):
+        whole(tensors, path, about)
+        content = Path(path).read_bytes()
+        for size in (0, len(content) // 2, len(content)):
+            Path(path).write_bytes(content[:size])
+            tick()
+
+    whole = reproduce.safetensors.torch.save_file
+    reproduce.append, reproduce.safetensors.torch.save_file = append, save_file
+    os.replace, Path.unlink = around(os.replace), around(Path.unlink)
+
+
+if __name__ == "__main__":
+    serve()
+    sys.exit()
+
+
+# --------------------------------------------------------------------------------------------------------------- tools
+
+class Server:
+    def __init__(self, encoder, corpus, folder):
+        self.flags, self.folder, self.runs = ["--encoder", str(encoder), "--data", str(corpus), "--src", "en", "--tgt", "de",
+                                              "--device", "cpu", "--lr", "1e-3"], folder, 0
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, order):
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def argv(self, out, tasks=("pos",), seeds=(1,), epochs=2, batch_size=8):
+        numbers = {"--seeds": seeds, "--epochs": [epochs], "--batch-size": [batch_size]}
+        return [*self.flags, "--lines-only", "--out", str(out), "--task", *tasks,
+                *(str(x) for flag, values in numbers.items() for x in (flag, *values))]
+
+    def start(self, out, moment=None, disk=None, slow=None, **settings):
+        """Begin a run; moment: it kills itself there; disk: bytes a file may have; slow: seconds more for each scoring."""
+        self.runs += 1
+        log = str(self.folder / f"log{self.runs}")
+        options = {k: v for k, v in dict(moment=moment, disk=disk, slow=slow).items() if v is not None}
+        return Run(self, self.ask([self.argv(out, **settings), log, options]), log)
+
+
+class Run:
+    def __init__(self, server, pid, log):
+        self.server, self.pid, self.log, self.code = server, pid, Path(log), None
+
+    def wait(self):
+        """Exit code, negative for a signal; said and error hold the output."""
+        self.code = self.server.ask(self.pid)
+        self.said, self.error = self.log.read_text(), Path(f"{self.log}.err").read_text()
+        assert "Traceback" not in self.error, self.error
+        return self.code
+
+    def until(self, condition):
+        """Wait until the condition holds or the run has ended."""
+        while not condition() and Path(f"/proc/{self.pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z":
+            time.sleep(0.001)
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.pid, number)   # it is not reaped before wait(), so the number is still its own
+
+
+@pytest.fixture(scope="module")
+def server(encoder, corpus, tmp_path_factory):
+    server = Server(encoder, corpus, tmp_path_factory.mktemp("logs"))
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, tmp_path_factory):
+    """undisturbed(**settings): the result files of a run that nothing disturbs, made once."""
+    made = {}
+
+    def result(**settings):
+        key = json.dumps(settings)
+        if key not in made:
+            out = tmp_path_factory.mktemp("undisturbed") / "out"
+            run = server.start(out, **settings)
+            assert run.wait() == 0, run.error
+            made[key] = files(out)
+        return made[key]
+
+    return result
+
+
+def files(out):
+    """{path in OUT: content} of everything under models and grids."""
+    return {str(p.relative_to(out)): p.read_bytes() for part in ("models", "grids") for p in sorted((out / part).rglob("*"))
+            if p.is_file()}
+
+
+def same(out, want):
+    """The result files are those of the undisturbed run; a difference is shown by name, not by megabytes."""
+    got = files(out)
+    assert sorted(got) == sorted(want)
+    assert [name for name in want if got[name] != want[name]] == []
+
+
+def progress(out):
+    """Bytes in the files that grow line by line."""
+    return sum(p.stat().st_size for p in out.rglob("*.jsonl"))
+
+
+def continued(out, run, **settings):
+    """Run the same command again: what was finished is named as such, and not touched; returns the code."""
+    models = {p: p.stat() for p in out.glob("models/**/model.safetensors")}
+    grids = {p: p.read_bytes() for p in out.glob("grids/**/*.jsonl")}
+    run = run(out, **settings)
+    code = run.wait()
+    for path, stat in models.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns), f"{path} was made again"
+    for path, content in grids.items():
+        whole = content[:content.rfind(b"\n") + 1]
+        assert path.read_bytes().startswith(whole), f"{path} lost lines"
+        points = max(0, whole.count(b"\n") - 1)
+        if code == 0 and points:
+            assert f"{points} of 65 points already in {path}" in run.said
+    if code == 0:
+        assert run.said.count("already trained") == len(models)
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------ killed (kill -9)
+
+def live(server, undisturbed, out, seed, kind, longest, **settings):
+    """Kill a run and its continuations again and again, at random moments, until one gets to its end; compare.
+
+    Returns how many were killed and what they had logged.
+    """
+    rng, kills, logs, run = random.Random(seed), 0, [], None
+    want = undisturbed(**settings)
+    for _ in range(500):
+        def start(out, **settings):
+            if kind == "moment":
+                return server.start(out, moment=rng.randint(1, longest), **settings)
+            run, before, more, wait = server.start(out, **settings), progress(out), rng.randint(1, longest), rng.random() * .01
+            run.until(lambda: progress(out) >= before + more or kind == "tmp" and list(out.rglob("*.tmp")))
+            time.sleep(wait if kind == "clock" else 0)
+            run.kill()
+            return run
+        run = continued(out, start, **settings)
+        logs.append(run.said)
+        assert run.code in (0, -signal.SIGKILL), run.error
+        kills += run.code != 0
+        if run.code == 0:
+            break
+    same(out, want)
+    run = continued(out, server.start, **settings)   # and once more: nothing is left to do
+    assert run.code == 0 and not re.search(r" steps, \d+ s$|: \d+ points, \d+ s$", run.said, re.MULTILINE)
+    same(out, want)
+    return kills, "\n".join(logs)
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(server, undisturbed, tmp_path):
+    kills, logs = live(server, undisturbed, tmp_path / "out", "normal", "moment", 250)
+    assert kills >= 3 and "continued after step" in logs
+
+
+def test_the_command_killed_in_its_training_continues(server, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *server.argv(out)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    while not list(out.rglob("state.safetensors")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and files(out) != undisturbed()
+    done = command(*server.argv(out))
+    assert done.returncode == 0, done.stderr
+    assert "continued after step" in done.stdout and (out / "report.md").exists()
+    same(out, undisturbed())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind, longest", [("moment", 12), ("moment", 120), ("clock", 800), ("tmp", 4000)])
+def test_runs_of_all_tasks_killed_at_random_moments(server, undisturbed, tmp_path, task, kind, longest):
+    kills, logs = live(server, undisturbed, tmp_path / "out", task + kind, kind, longest, tasks=[task])
+    print(f"{task}: {kills} kills of kind {kind}")
+    assert kills >= 3
+
+
+@pytest.mark.slow
+def test_a_run_of_several_tasks_and_seeds_killed_at_random_moments(server, undisturbed, tmp_path):
+    kills, logs = live(server, undisturbed, tmp_path / "out", "all", "clock", 6000, tasks=TASKS, seeds=[1, 2])
+    print(f"all tasks: {kills} kills")
+    assert kills >= 3
+
+
+@pytest.mark.slow
+def test_killed_at_each_moment_between_two_lines(server, undisturbed, tmp_path):
+    """A run of one short model after another, killed at each of its first delicate moments, then run to its end."""
+    settings = dict(epochs=1, batch_size=40)
+    want = undisturbed(**settings)
+    for moment in range(1, 60):
+        out = tmp_path / str(moment)
+        assert server.start(out, moment=moment, **settings).wait() == -signal.SIGKILL
+        assert continued(out, server.start, **settings).code == 0
+        same(out, want)
+
+
+def test_torn_lines_and_files_left_behind_do_no_harm(server, undisturbed, tmp_path):
+    out, want = tmp_path / "out", undisturbed()
+    run = server.start(out)
+    run.until(lambda: list(out.rglob("state.safetensors")))
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    state, = out.rglob("state.safetensors")
+    with open(state.parent / "train.jsonl", "ab") as f:
+        f.write(b'{"step": 9, "lr": 0.0')
+    for name in ("state.tmp", "model.tmp"):
+        (state.parent / name).write_bytes(b"half a file")
+    run = continued(out, server.start)
+    assert run.code == 0 and "continued after step" in run.said
+    same(out, want)
+    grid, = out.glob("grids/**/*.jsonl")
+    for cut in (1, 20, len(grid.read_bytes()) - 30):   # in the last line, and in the first
+        grid.write_bytes(want[str(grid.relative_to(out))][:-cut])
+        assert continued(out, server.start).code == 0
+        same(out, want)
+
+
+# -------------------------------------------------------------------------------------------------------------- Ctrl-C
+
+def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(server, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    for condition in (lambda: list(out.rglob("state.safetensors")), lambda: list(out.glob("grids/**/*.jsonl"))):
+        run = server.start(out, slow=0.02)
+        run.until(condition)
+        run.kill(signal.SIGINT)
+        assert run.wait() == 130
+        assert run.error.strip().count("\n") == 0 and str(out) in run.error and "same command continues" in run.error
+    assert continued(out, server.start).code == 0
+    same(out, undisturbed())
+
+
+def test_ctrl_c_while_the_libraries_are_loaded_gives_no_traceback(server, tmp_path):
+    process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *server.argv(tmp_path / "out")], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():   # in the middle of the imports
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, error = process.communicate()
+    assert process.returncode in (130, -signal.SIGINT)   # a shell reports 130 for both
+    assert "Traceback" not in error and error.count("\n") <= 1
+
+
+# ------------------------------------------------------------------------------------------------------ two runs at once
+
+def test_a_file_that_another_process_writes_is_left_alone(server, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(KIT, out, ignore=lambda *_: os.listdir(KIT))
+    name = next(name for name in undisturbed() if name.endswith("train.jsonl"))
+    grid = next(name for name in undisturbed() if name.startswith("grids"))
+    for path in (out / name, out / grid):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'{"half": ')
+        with open(path, "rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            run = server.start(out)
+            assert run.wait() == 2
+            assert run.error == f"reproduce.py: Another process is writing {path}: wait for it, or give another --out.\n"
+            assert path.read_bytes() == b'{"half": '
+    assert server.start(out).wait() == 0
+    same(out, undisturbed())
+
+
+def two_at_once(server, undisturbed, out, moments, **settings):
+    """A second run begins when the first is so far, again and again; returns the exit codes of the second runs."""
+    first, codes = server.start(out, slow=0.01, **settings), []
+    for moment in moments:
+        first.until(lambda: progress(out) >= moment)
+        codes.append((second := server.start(out, **settings)).wait())
+        assert second.code == 0 or second.code == 2 and re.fullmatch(
+            r"reproduce.py: Another process is writing \S+: wait for it, or give another --out.\n", second.error), second.error
+    assert first.wait() in (0, 2), first.error
+    if first.code:   # the second run was a step ahead: the first has said so
+        assert "Another process is writing" in first.error
+        assert server.start(out, **settings).wait() == 0
+    same(out, undisturbed(**settings))
+    return codes
+
+
+def test_two_runs_in_one_folder_never_write_one_file(server, undisturbed, tmp_path):
+    codes = two_at_once(server, undisturbed, tmp_path / "out", (1, 2500))
+    assert 2 in codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_two_runs_in_one_folder_at_random_moments(server, undisturbed, tmp_path, seed):
+    moments = sorted(random.Random(seed).choices(range(12000), k=6))
+    two_at_once(server, undisturbed, tmp_path / "out", moments, tasks=["pos", "ner"])
+
+
+# ----------------------------------------------------------------------------------------------- full disk, lost files
+
+def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_whole(server, undisturbed, tmp_path):
+    want, out = undisturbed(), tmp_path / "out"
+    size = {name.rsplit("/", 1)[1]: len(content) for name, content in want.items()}
+    for disk in (50, 200, 20_000, 3000, 4500):
+        for name, content in want.items():   # for the last two: all models, so that the grid is what does not fit
+            if 2000 < disk < 5000:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                if name.startswith("models"):
+                    (out / name).write_bytes(content)
+        assert disk < size["seed1.jsonl"] or disk < size["model.safetensors"]
+        run = server.start(out, disk=disk)
+        assert run.wait() == 2
+        assert run.error.startswith("reproduce.py: ") and run.error.count("\n") == 1
+        assert str(out) in run.error and "File too large" in run.error
+        for path in out.rglob("*.safetensors"):
+            if path.name == "model.safetensors":
+                assert path.read_bytes() == want[str(path.relative_to(out))]
+        assert not list(out.rglob("*.tmp"))
+    assert continued(out, server.start).code == 0
+    same(out, want)
+    for name in ("report.md",):
+        (out / name).unlink()
+        run = server.start(out, disk=300)
+        assert run.wait() == 2 and name in run.error and not (out / name).exists()
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/no/out")):
+        run = server.start(out)
+        assert run.wait() == 2
+        assert run.error.startswith(f"reproduce.py: {out.parent}") and run.error.count("\n") == 1
+
+
+def test_a_model_that_vanishes_before_its_grid(server, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    run = server.start(out, slow=0.02)
+    run.until(lambda: len(list(out.rglob("model.safetensors"))) == 2)
+    gone = next(out.rglob("model.safetensors"))
+    gone.unlink()
+    assert run.wait() == 2
+    assert run.error.count("\n") == 1 and str(gone) in run.error
+    assert continued(out, server.start).code == 0
+    same(out, undisturbed())
+
+
+# ------------------------------------------------------------------------------------------------------------ torchrun
+
+def torchrun(*argv, **popen):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                             KIT / "reproduce.py", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=KIT, **popen)
+
+
+def test_two_processes_give_the_files_of_one(server, undisturbed, tmp_path):
+    settings = dict(tasks=["pos", "xnli"])
+    want = undisturbed(**settings)
+    process = torchrun(*server.argv(tmp_path / "out", **settings))
+    said, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    same(tmp_path / "out", want)
+    assert said.count("report.md are in") == 1
+
+
+@pytest.mark.slow
+def test_all_tasks_and_seeds_over_two_processes(server, undisturbed, tmp_path):
+    settings = dict(tasks=TASKS, seeds=[1, 2])
+    process = torchrun(*server.argv(tmp_path / "out", **settings))
+    assert process.communicate(timeout=600) and process.returncode == 0
+    same(tmp_path / "out", undisturbed(**settings))
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_run_with_its_message(server, corpus, tmp_path):
+    data, out = shutil.copytree(corpus, tmp_path / "data"), tmp_path / "out"
+    for name in ("train", "dev"):   # the ranks share the reading: one of them meets the bad file
+        path = data / "panx" / "de" / name
+        good = path.read_bytes()
+        path.write_bytes(b"de:a\tO\nbad line\n")
+        began = time.time()
+        process = torchrun(*server.argv(out, tasks=["ner"]), "--data", str(data))
+        said, error = process.communicate(timeout=300)
+        assert process.returncode != 0 and time.time() - began < 120
+        assert error.count(f"reproduce.py: {path}, line 2: 'bad line'") == 1
+        assert not out.exists()
+        path.write_bytes(good)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues(server, undisturbed, tmp_path):
+    settings, out = dict(tasks=TASKS), tmp_path / "out"
+    for bytes_ in (500, 3000, 9000):
+        process = torchrun(*server.argv(out, **settings))
+        while progress(out) < bytes_ and process.poll() is None:
+            time.sleep(0.002)
+        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        os.kill(random.Random(bytes_).choice(ranks), signal.SIGKILL)
+        process.communicate(timeout=300)
+        assert process.returncode != 0
+    process = torchrun(*server.argv(out, **settings))
+    assert process.communicate(timeout=600) and process.returncode == 0
+    same(out, undisturbed(**settings))
