@@ -231,8 +231,8 @@ class Bench:
             torch.set_num_threads(1)  # threads fight on small models, and another number would change the last digits
 
     def log(self, text):
-        if self.rank == 0:
-            tqdm.write(text)
+        tqdm.write(text)   # around the progress bars
+        sys.stdout.flush()
 
     @lru_cache(maxsize=1)
     def reader(self, encoder, task):
@@ -840,6 +840,7 @@ def main(args):
         plot.draw(kept, args.out)
         notes = demo_notes(bench) if args.demo else ""
         print(plot.report(kept, args.out, shlex.join(["python", *sys.argv]), notes))
+        print(notes and f"\n{notes}\n")
         print(f"Results, figures and report.md are in {args.out}.")
 
 

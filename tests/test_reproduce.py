@@ -76,6 +76,21 @@ def test_the_flat_vector_is_the_modules_own_parameters(bench):
     assert all(torch.equal(reader.views(reader.flat(reader.views(theta)))[n], v) for n, v in reader.views(theta).items())
 
 
+def test_the_last_layer_gives_the_same_states_when_it_works_on_the_read_positions_only(bench):
+    for task in r.TASKS:
+        b = bench(task=task)
+        reader = b.reader(b.args.encoder[0], task).eval()
+        batch = b.examples(task, b.args.encoder[0], "en", "dev").batch(np.arange(9))
+        assert reader.early
+        early = reader.read(batch)
+        reader.early = False
+        after = reader.encoder.encoder.layer[-1].attention.output
+        hooks, after._forward_pre_hooks = after._forward_pre_hooks, type(after._forward_pre_hooks)()
+        late = reader.read(batch)
+        reader.early, after._forward_pre_hooks = True, hooks
+        assert torch.allclose(early, late, atol=1e-5) and early.shape == late.shape
+
+
 def test_a_bilingual_epoch_has_one_language_a_batch_and_every_sentence_once():
     sets = {"de": (range(21), None), "en": (range(50), None)}
     for epoch in range(2):
