@@ -202,6 +202,11 @@ def points(lines_only):
     return list(dict.fromkeys(line + ([] if lines_only else [(a1, a2) for a1 in PLANE for a2 in PLANE])))
 
 
+def points_of(args, g):
+    """The points of one grid; the demo spares its reader all planes but one."""
+    return points(args.lines_only or args.demo and (g.task, g.seed) != ("pos", args.seeds[0]))
+
+
 def settings(args, task):
     """Fine-tuning settings of a task: what was asked for, else the demo's, else the paper's."""
     chosen = FINE_TUNING | (demo.SETTINGS[task] if args.demo else {})
@@ -321,6 +326,8 @@ def append(f, record):
 def save(path, tensors, about):
     """Write tensors and a JSON-able dict as safetensors under a temporary name and move the file into place."""
     temporary = path.with_suffix(".tmp")
+    for left in path.parent.glob(".tmp*"):   # the library has temporary names of its own; these are of killed processes
+        left.unlink(missing_ok=True)
     try:
         safetensors.torch.save_file(tensors, temporary, {"about": json.dumps(about)})
         os.replace(temporary, path)
@@ -389,8 +396,8 @@ def finetune(bench, m):
 
 def clear(folder):
     """Remove what only an unfinished training needs, and what a killed one left behind."""
-    for name in ("state.safetensors", "state.tmp", "model.tmp"):
-        (folder / name).unlink(missing_ok=True)
+    for left in [folder / "state.safetensors", *folder.glob("*.tmp"), *folder.glob(".tmp*")]:
+        left.unlink(missing_ok=True)
 
 
 class Training:
@@ -559,7 +566,7 @@ def grid_header(bench, g):
 
 def evaluate_grid(bench, g):
     """Score every point of a grid on both dev sets and append it to the grid's file; points that are there are kept."""
-    path, todo = g.path(bench.args.out, bench.args.part), points(bench.args.lines_only)
+    path, todo = g.path(bench.args.out, bench.args.part), points_of(bench.args, g)
     name = f"{g.task} {label(g.encoder)} {g.src}-{g.tgt} seed {g.seed}"
     with locked(path) as f:
         header, past = grid_header(bench, g), records(f, path)
@@ -696,7 +703,7 @@ def cost(args, unit):
         n = data.TABLE_1[unit.task].get(lang, (2000, 300))[split == "dev"]
         return min(n, args.limit or n) * SUBWORDS[unit.task]
     if isinstance(unit, Grid):
-        return 0, len(points(args.lines_only)) * sum(subwords(lang, "dev") for lang in (unit.src, unit.tgt))
+        return 0, len(points_of(args, unit)) * sum(subwords(lang, "dev") for lang in (unit.src, unit.tgt))
     epochs = settings(args, unit.task)["epochs"]
     return (epochs * sum(subwords(lang, "train") for lang in unit.langs),
             epochs * DEV_SCORINGS * sum(subwords(lang, "dev") for lang in unit.langs))
@@ -710,20 +717,22 @@ def weight(args, unit):
 
 def dry_run(args, models, grids):
     """Print the distinct models, grids and points of a plan and what of it is done; hours too for the paper's matrix."""
-    each, out = points(args.lines_only), args.out
+    out, all_points = args.out, sum(len(points_of(args, g)) for g in grids)
     for task, encoder in dict.fromkeys((g.task, g.encoder) for g in grids):
         ms, gs = ([u for u in units if (u.task, u.encoder) == (task, encoder)] for units in (models, grids))
         trained = sum((m.folder(out) / "model.safetensors").exists() for m in ms)
         have = 0
-        for path in (g.path(out, args.part) for g in gs):
-            if path.exists() and (grid := plot.read(path)):
-                have += len(grid.points.keys() & set(each))
-        print(f"{task:8}{label(encoder)}: {len(ms)} distinct models ({3 * len(gs)} if each pair trained its own), "
-              f"{trained} done; {len(gs)} grids of {len(each)} points, {have} of {len(gs) * len(each)} points done")
+        for g in gs:
+            if (path := g.path(out, args.part)).exists() and (grid := plot.read(path)):
+                have += len(grid.points.keys() & set(points_of(args, g)))
+        seeds = len({m.seed for m in ms})
+        print(f"{task:8}{label(encoder)}: {seeds} seeds of {len(ms) // seeds} distinct models (not {3 * len(gs) // seeds}: "
+              f"pairs share them), {trained} of {len(ms)} done; {len(gs)} grids, "
+              f"{have} of {sum(len(points_of(args, g)) for g in gs)} points done")
         if len(ms) <= 12:
             print("        models:", ", ".join(f"{'+'.join(m.langs)}/{m.seed}" for m in ms))
-    print(f"in all: {len(models)} models, {len(grids)} grids, {len(grids) * len(each)} points; "
-          f"each point is scored on two dev sets. Settings: " + json.dumps({t: settings(args, t) for t in args.task}))
+    print(f"in all: {len(models)} models, {len(grids)} grids, {all_points} points; each point is scored on two dev sets. "
+          "Settings: " + json.dumps({t: settings(args, t) for t in args.task}))
     if args.paper:
         estimate(args, models + grids)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
 import heads
@@ -81,6 +81,19 @@ def test_a_word_without_subwords_is_unknown_and_still_read(tokenizer):
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", "a", "[UNK]", "a", "##b", "##c", "[SEP]"])
     assert list(encoded.ids) == ids and list(encoded.read) == [1, 2, 3] and list(encoded.gold) == [1, 2, 3]
     assert encoded.counts["unknown"] == 1
+
+
+def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -2.0), ("b", -3.0), ("你好", -3.0)]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=3))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    t = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>", pad_token="<pad>")
+    assert t("你好").input_ids == [0, 4, 7, 2]
+    assert data.subwords(["你好", "ab", "▁", "c"], t) == {"你好": [7], "ab": [5, 6], "▁": [], "c": [3]}
+    encoded = data.encode_words([(["你好", "▁", "ab"], [(1,), (2,), (3,)])], t, "dev", "x")
+    assert list(encoded.ids) == [0, 7, 3, 5, 6, 2] and list(encoded.read) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("seed", range(20))
