@@ -30,7 +30,7 @@ TEXTS = 15000  # pretraining texts of a language; one in five is a sentence pair
 STEPS, BATCH, LR, MASKED = 2500, 64, 2e-3, .2  # with fewer than half of these steps the languages hardly align
 PIECES = 700  # the most frequent words have a piece of their own, the others are spelt in characters
 PAIRED = 5
-SWAP = .8
+DROP = .15
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -48,14 +48,14 @@ def spell(count, syllables, rng):
 def lexicon():
     """Part of speech or kind of name -> its words, frequent ones first. Words in two classes are ambiguous."""
     rng = random.Random("lexicon")
-    function, content, names = spell(40, 1, rng), spell(220, 3, rng), spell(70, 3, rng)
+    function, content, names = spell(40, 1, rng), spell(214, 3, rng), spell(70, 3, rng)
     rng.shuffle(content)
     names = [name.capitalize() for name in names]
     rng.shuffle(names)
-    return {"DET": function[:6], "PRON": function[3:10], "AUX": function[10:15], "PART": function[15:16],
-            "CCONJ": function[16:19], "SCONJ": function[19:23], "place": function[22:26], "of": function[26:29],
-            "with": function[29:33], "NOUN": content[:100], "VERB": content[92:162], "ADJ": content[158:198],
-            "ADV": content[194:220], "PER": names[:28], "LOC": names[22:48], "ORG": names[42:65],
+    return {"DET": function[:6], "PRON": function[3:10], "AUX": function[10:15], "PART": function[15:17],
+            "CCONJ": function[17:19], "SCONJ": function[19:23], "place": function[22:26], "of": function[26:29],
+            "with": function[29:33], "NOUN": content[:100], "VERB": content[92:162], "ADJ": content[158:190],
+            "ADV": content[188:214], "PER": names[:28], "LOC": names[22:48], "ORG": names[42:65],
             "firm": names[65:], "NUM": ["2", "3", "4", "7", "10", "12", "50", "100"], "PUNCT": [".", "!", ","]}
 
 
@@ -65,8 +65,8 @@ TO_GREEK = str.maketrans("bdfgklmnprstvzaeiouBDFGKLMNPRSTVZ", "βδφγκλμν�
 
 def anchors():
     """The words that B writes as A does: every second name, every fifth other word, numbers and punctuation."""
-    every = {"PER": 2, "LOC": 2, "ORG": 2, "NUM": 1, "PUNCT": 1}
-    return {word for kind, words in WORDS.items() for word in words[::every.get(kind, 5)]}
+    every = {"PER": 2, "LOC": 2, "ORG": 2, "PART": 2, "NUM": 1, "PUNCT": 1}
+    return {word for kind, words in WORDS.items() for word in words[every.get(kind, 5) - 1::every.get(kind, 5)]}
 
 
 ANCHORS = anchors()
@@ -225,21 +225,19 @@ def premise(rng):
 
 
 def edit(tree, label, rng):
-    """A hypothesis: the tree without a modifier (entailment), with another one (neutral), or denied (contradiction)."""
+    """A hypothesis: the tree with a modifier less (entailment), one more (neutral), or denied (contradiction)."""
     tree = copy(tree)
+    if label == "entailment" or rng.random() < DROP:  # now and then in the others too: length alone is not the answer
+        parent, child = rng.choice([(p, c) for p in walk(tree) for c in p.children if c.relation in OPTIONAL])
+        parent.children.remove(child)
     nodes = list(walk(tree))
     adjectives = [node for node in nodes if node.upos == "ADJ"]
-    if label == "entailment":
-        parent, child = rng.choice([(p, c) for p in nodes for c in p.children if c.relation in OPTIONAL])
-        parent.children.remove(child)
-    elif adjectives and rng.random() < SWAP:
+    if label == "contradiction" and adjectives and rng.random() < .5:
         node = rng.choice(adjectives)
-        opposite = WORDS["ADJ"][WORDS["ADJ"].index(node.word) ^ 1]  # neighbours in the lexicon are antonyms
-        others = [word for word in WORDS["ADJ"] if word not in (node.word, opposite)]
-        node.word = opposite if label == "contradiction" else rng.choice(others)
+        node.word = WORDS["ADJ"][WORDS["ADJ"].index(node.word) ^ 1]  # neighbours in the lexicon are antonyms
     elif label == "contradiction":
         tree.children.append(leaf(rng, "PART", "advmod"))
-    else:
+    elif label == "neutral":
         parent = rng.choice([node for node in nodes if node.upos in ("NOUN", "VERB")])
         parent.children.append(leaf(rng, *(("ADJ", "amod") if parent.upos == "NOUN" else ("ADV", "advmod"))))
     return tree

@@ -176,7 +176,8 @@ class Grid(NamedTuple):
 
 def label(encoder):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
-    return Path(encoder).resolve().name if Path(encoder).is_dir() else encoder.replace("/", "--")
+    local = Path(encoder).is_dir() or encoder.count("/") > 1
+    return Path(encoder).resolve().name if local else encoder.replace("/", "--")
 
 
 def plan(args):

@@ -280,15 +280,15 @@ class Kit:
 
     def point(self, a1, a2):
         """Counts [right, all], by language and score, at a point of the plane."""
-        weights = torch.tensor([1 - a1 - a2, a1, a2], device=self.bench.device)
-        theta = reproduce.interpolate(torch.empty_like(self.ends[0]), self.ends, weights)
+        weights = torch.tensor([1 - a1 - a2, a1, a2], dtype=torch.float32, device=self.bench.device)
+        theta = self.bench.cast(reproduce.interpolate(torch.empty_like(self.ends[0]), self.ends, weights))
         return torch.stack([self.bench.counts(self.reader, theta, self.task, d) for d in self.dev]).tolist()
 
     def step(self, numbers):
         """One training step on the windows of these numbers."""
         self.reader.train()
         with self.bench.precise():
-            loss = self.reader.run(self.theta, self.train_set.batch(numbers))
+            loss = self.reader.run(self.bench.cast(self.theta), self.train_set.batch(numbers))
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()

@@ -5,7 +5,6 @@ import gzip
 import http.client
 import io
 import json
-import os
 import random
 import re
 import shutil
@@ -140,12 +139,11 @@ def test_cuda_asked_for_and_absent(kit, monkeypatch):
         kit.refuses(f"--device {name}", "no CUDA device", "leave the flag out", device=name)
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--task", "pos", "--src", "en", "--tgt", "de", "--limit", "0"], ["--limit", "'0'"]),
-    (["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", "no/such", "--device", "cpu"], ["'no/such'"]),
-])
-def test_the_command_itself_answers_with_a_sentence_and_code_2(argv, words, corpus, tmp_path):
-    done = command(*argv, "--data", corpus, "--out", tmp_path / "out")
+@pytest.mark.parametrize("encoder, limit, words", [("mbert", "0", ["--limit", "'0'"]),
+                                                   pytest.param("no/such", "1", ["'no/such'"], marks=pytest.mark.slow)])
+def test_the_command_itself_answers_with_a_sentence_and_code_2(encoder, limit, words, corpus, tmp_path):
+    done = command("--task", "pos", "--src", "en", "--tgt", "de", "--limit", limit, "--encoder", encoder, "--device", "cpu",
+                   "--data", corpus, "--out", tmp_path / "out")
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     assert all(word in done.stderr.strip().split("\n")[-1] for word in words)
 
@@ -752,10 +750,11 @@ def test_a_damaged_line_of_a_grid(again):
                 assert re.search("[Dd]elete|move it away|restore", again.error)
 
 
-def test_corrupted_result_files_never_end_in_a_traceback(again):
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 400), marks=pytest.mark.slow)])
+def test_corrupted_result_files_never_end_in_a_traceback(again, seeds):
     good, codes = snapshot(again.out), []
     paths = sorted(path for path in good if path.suffix in (".safetensors", ".jsonl"))
-    for seed in range(60):
+    for seed in seeds:
         rng = random.Random(f"results {seed}")
         path = rng.choice(paths)
         spoilt = bytearray(good[path])
@@ -783,19 +782,3 @@ def test_the_sources_hold_no_pickle_no_code_from_elsewhere_and_no_plain_http():
                      "extractall", "os.system", "shell=True", "allow_pickle", "joblib"):
             found = [n for n, text in enumerate(source.split("\n"), 1) if re.search(rf"(?<![.\w]){re.escape(word)}", text)]
             assert not found, f"{path.name} lines {found}: {word}"
-
-
-def test_a_run_writes_nothing_outside_its_folders(kit, tmp_path):
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    here.mkdir()
-    os.symlink(kit.data, here / "data")
-    before = snapshot(kit.data) | snapshot(kit.encoder)
-    env = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")}
-    done = command("--task", "pos", "--src", "en", "--tgt", "de", "--encoder", kit.encoder, "--seeds", "1", "--epochs", "1",
-                   "--lines-only", "--device", "cpu", cwd=here, env=env | {"PYTHONDONTWRITEBYTECODE": "1"})
-    assert done.returncode == 0, done.stderr
-    assert {p.name for p in here.iterdir()} == {"data", "results"} and (here / "results/report.md").exists()
-    assert snapshot(kit.data) | snapshot(kit.encoder) == before
-    caches = {p.relative_to(home).parts[0] for p in home.rglob("*") if p.is_file()}
-    assert caches <= {"huggingface", "matplotlib", "torch", ".cache", ".config", "fontconfig"}, caches
