@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 LANGUAGES = ("A", "B")
 TREEBANKS = {"A": "UD_A-Demo", "B": "UD_B-Demo"}
-SETTINGS = {"pos": dict(epochs=2, batch_size=32, lr=2e-3), "ner": dict(epochs=2, batch_size=32, lr=2e-3),
-            "parsing": dict(epochs=2, batch_size=32, lr=2e-3), "xnli": dict(epochs=5, batch_size=16, lr=5e-4)}
+SETTINGS = {"pos": dict(epochs=2, batch_size=32, lr=2e-3), "ner": dict(epochs=4, batch_size=32, lr=2e-3),
+            "parsing": dict(epochs=3, batch_size=32, lr=2e-3), "xnli": dict(epochs=5, batch_size=16, lr=5e-4)}
 SIZES = {"train": 2000, "dev": 300}  # sentences of a language for pos, ner and parsing
 PAIRS = {"train": 3000, "dev": 300}  # pairs of a language for xnli
 LABELS = ("entailment", "neutral", "contradiction")

@@ -62,13 +62,14 @@ class Linear(nn.Module):
 class Biaffine(nn.Module):
     """Biaffine arcs and labels over the words read, ROOT first (Dozat & Manning 2017).
 
-    Arc dimension 512, label dimension 128, ELU, variational dropout 0.2 on h and 0.33 after the ELU. The arcs of the
-    root are trained like any other. Labels are scored for one head per word only: the gold one in the loss, the chosen
-    one in prediction.
+    Arc dimension 512, label dimension 128 (less on an encoder of fewer than 128 dimensions), ELU, variational dropout
+    0.2 on h and 0.33 after the ELU. The arcs of the root are trained like any other. Labels are scored for one head per
+    word only: the gold one in the loss, the chosen one in prediction.
     """
 
-    def __init__(self, hidden, labels, arc=512, label=128, dropout=0.2, inner_dropout=0.33):
+    def __init__(self, hidden, labels, arc=None, label=None, dropout=0.2, inner_dropout=0.33):
         super().__init__()
+        arc, label = arc or min(512, 4 * hidden), label or min(128, hidden)   # narrower for a toy encoder alone
         self.dropout, self.inner_dropout = dropout, inner_dropout
         self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
         self.label_dep, self.label_head = nn.Linear(hidden, label), nn.Linear(hidden, label)
@@ -253,11 +254,12 @@ def load_encoder(name):
     source = HUB.get(name, name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
         tokenizer("\U00010380")   # a letter that is in no vocabulary: fails where there is no unknown token
         model, info = transformers.AutoModel.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     except Exception as e:  # the library raises a dozen kinds, all of them about what it found at `source`
-        raise ModelError(f"The encoder {name!r} could not be loaded ({str(e).strip().splitlines()[0]}). "
+        raise ModelError(f"The encoder {name!r} could not be loaded ({(str(e).strip() or repr(e)).splitlines()[0]}). "
                         f"Expected {', '.join(HUB)}, a local folder, or a name on the hub and a network.") from None
     if missing := sorted(k for k in info["missing_keys"] if "pooler" not in k):
         raise ModelError(f"The weights of the encoder {name!r} lack {len(missing)} parameters ({missing[0]}, ...): "
@@ -268,7 +270,6 @@ def load_encoder(name):
     model.pooler = None  # the paper reads the last hidden state
     pass_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                   and getattr(model.config, "type_vocab_size", 0) > 1)
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     for parameter in model.parameters():
         digest.update(parameter.detach().numpy())
     return Encoder(model, tokenizer, digest.hexdigest(), pass_types, takes_wide_mask(model.eval(), name))
