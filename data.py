@@ -123,7 +123,7 @@ def archive(folder, name, wanted):
 
 
 def member(file, name, label=None):
-    """Bytes of one member of a zip (a path) or a tar.gz (an open file), by its name; nothing else is unpacked. Raises DataError."""
+    """Bytes of one member of a zip (a path) or a tar.gz (an open file); nothing is unpacked by path. Raises DataError."""
     label = label or file
     try:
         if isinstance(file, Path):

@@ -247,9 +247,10 @@ class Encoder(NamedTuple):
 def load_encoder(name):
     """An encoder from a local folder or the hub, fp32, without its pooler. Raises ModelError with a sentence."""
     if Path(name).is_dir():
-        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json, vocab.txt, vocab.json, *.model"):
-            if not any(found for pattern in wanted.split(", ") for found in Path(name).glob(pattern)):
-                raise ModelError(f"The encoder folder {name} has no {' or '.join(wanted.split(', '))}; expected config.json, model.safetensors and "
+        for wanted in ("config.json", "*.safetensors", "tokenizer_config.json",
+                       "tokenizer.json or vocab.txt or vocab.json or *.model"):
+            if not any(found for pattern in wanted.split(" or ") for found in Path(name).glob(pattern)):
+                raise ModelError(f"The encoder folder {name} has no {wanted}; expected config.json, model.safetensors and "
                                 "the tokenizer's files, as save_pretrained writes them.")
     source = HUB.get(name, name)
     try:
@@ -265,7 +266,8 @@ def load_encoder(name):
         raise ModelError(f"The weights of the encoder {name!r} lack {len(missing)} parameters ({missing[0]}, ...): "
                         "the file is of another architecture than config.json, or not whole.")
     if len(tokenizer) > (size := getattr(model.config, "vocab_size", math.inf)):
-        raise ModelError(f"The encoder {name!r} has {size} subwords, its tokenizer {len(tokenizer)}: the tokenizer is of another encoder.")
+        raise ModelError(f"The encoder {name!r} has {size} subwords, its tokenizer {len(tokenizer)}: "
+                        "the tokenizer is of another encoder.")
     tokenizer.model_max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
     model.pooler = None  # the paper reads the last hidden state
     pass_types = ("token_type_ids" in inspect.signature(model.forward).parameters

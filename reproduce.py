@@ -342,7 +342,8 @@ def load(path, names=()):
     """(about, {name: tensor}) of a file made by save; all tensors if names is None. Raises DataError."""
     try:
         with safetensors.safe_open(path, "pt") as f:
-            return {"config": {}} | json.loads(f.metadata()["about"]), {n: f.get_tensor(n) for n in (f.keys() if names is None else names)}
+            return ({"config": {}} | json.loads(f.metadata()["about"]),
+                    {n: f.get_tensor(n) for n in (f.keys() if names is None else names)})
     except FileNotFoundError:
         raise DataError(f"{path} is gone; the same command makes it again.") from None
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:

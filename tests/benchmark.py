@@ -1,6 +1,6 @@
 """How fast the kit is beside the obvious way to do the same, on this machine. It is no part of the tests.
 
-    python tests/benchmark.py --encoder ENCODER --data DATA                                # one process: tables
+    python tests/benchmark.py --encoder ENCODER --data DATA                                # one process: two tables
     torchrun --nproc-per-node 2 tests/benchmark.py --encoder ENCODER --data DATA           # what a second one brings
     python tests/benchmark.py --encoder ENCODER --data DATA --device cuda --plane --train  # whole jobs too
 
@@ -8,6 +8,9 @@ The plain baseline stands in this file. It takes the windows (subword ids, read 
 rest itself: load_state_dict at every point, dev sentences in file order, batches of 32 padded to the longest, fp32, scores
 counted word by word, and for parsing the labels of every pair of words and Chu-Liu-Edmonds on every sentence. Kit and
 baseline take turns, after a warm-up, and medians are printed. If their scores differ, this says so and exits with 1.
+
+--task (default all), --src (en), --tgt (de), --encoder, --data, --limit, --device and --precision (of the kit; the baseline
+is fp32) are those of reproduce.py. A local encoder folder without weights gets random ones.
 """
 
 import argparse
@@ -35,23 +38,6 @@ BATCH = 32
 LR = 5e-4     # high, since the three endpoints get few steps
 TIES = 5      # decisions of a dev set that may differ in fp32: two labels or trees of equal score, up to rounding
 BF16 = 0.1    # what a score may differ by in bf16
-
-
-def parse_arguments():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--encoder", default="mbert", help="as for reproduce.py; a folder without weights gets random ones")
-    p.add_argument("--data", default="data", help="folder of the corpora (default data)")
-    p.add_argument("--task", nargs="+", default=["pos", "ner", "xnli", "parsing"], help="default all four")
-    p.add_argument("--src", default="en")
-    p.add_argument("--tgt", default="de")
-    p.add_argument("--limit", type=int, help="the first N training and dev sentences, for a quick look")
-    p.add_argument("--device", help="cuda or cpu (default cuda if there is one)")
-    p.add_argument("--precision", choices=["bf16", "fp32"], help="of the kit: default bf16 on cuda, fp32 on cpu")
-    p.add_argument("--points", type=int, default=5, help="points of the plane to time (default 5)")
-    p.add_argument("--steps", type=int, default=100, help="fine-tuning steps of each endpoint (default 100)")
-    p.add_argument("--plane", action="store_true", help="also time a whole plane of POS")
-    p.add_argument("--train", action="store_true", help="also time fine-tuning POS on the source for 5 epochs")
-    return p.parse_args()
 
 
 # --------------------------------------------------------------------------------------------------- the plain baseline
@@ -174,12 +160,8 @@ def collate(chunk, device):
 
 
 def count_labels(sentences, lost):
-    right = total = 0
-    for prediction, gold in sentences:
-        for p, (g,) in zip(prediction, gold):
-            total += 1
-            right += p == g
-    return [[right, total]]
+    right = [p == g for prediction, gold in sentences for p, (g,) in zip(prediction, gold)]
+    return [[sum(right), len(right)]]
 
 
 def count_spans(sentences, lost):
@@ -204,22 +186,18 @@ def spans(tags):
 
 
 def count_arcs(sentences, lost):
-    labelled, unlabelled, total = 0, 0, lost
-    for prediction, gold in sentences:
-        for (head, relation), (gold_head, gold_relation, scored) in zip(prediction, gold):
-            if scored:
-                total += 1
-                unlabelled += head == gold_head
-                labelled += head == gold_head and relation == gold_relation
-    return [[labelled, total], [unlabelled, total]]
+    scored = [(p, g) for prediction, gold in sentences for p, (*g, scored) in zip(prediction, gold) if scored]
+    labelled = sum(p == tuple(g) for p, g in scored)
+    unlabelled = sum(p[0] == g[0] for p, g in scored)
+    return [[labelled, len(scored) + lost], [unlabelled, len(scored) + lost]]
 
 
 def one_root_tree(scores):
     """Heads of the best tree with one root word; where more words want to be it, each of them is tried alone."""
-    heads = chu_liu_edmonds(scores)
-    roots = [i for i in range(1, len(heads)) if heads[i] == 0]
+    tree = chu_liu_edmonds(scores)
+    roots = [i for i in range(1, len(tree)) if tree[i] == 0]
     if len(roots) == 1:
-        return heads
+        return tree
     trees = [chu_liu_edmonds([row if i in (0, root) else [-1e9, *row[1:]] for i, row in enumerate(scores)])
              for root in roots]
     return max(trees, key=lambda tree: sum(scores[i][tree[i]] for i in range(1, len(tree))))
@@ -228,27 +206,27 @@ def one_root_tree(scores):
 def chu_liu_edmonds(scores):
     """Heads of the best tree from node 0 under scores[dependent][head]."""
     nodes = range(len(scores))
-    heads = [0] + [max((h for h in nodes if h != d), key=scores[d].__getitem__) for d in nodes[1:]]
-    cycle = cycle_of(heads)
+    tree = [0] + [max((h for h in nodes if h != d), key=scores[d].__getitem__) for d in nodes[1:]]
+    cycle = cycle_of(tree)
     if not cycle:
-        return heads
+        return tree
     rest = [i for i in nodes if i not in cycle]
     small = [[scores[d][h] for h in rest] + [max(scores[d][c] for c in cycle)] for d in rest]
-    small.append([max(scores[c][h] - scores[c][heads[c]] for c in cycle) for h in rest] + [0.0])
+    small.append([max(scores[c][h] - scores[c][tree[c]] for c in cycle) for h in rest] + [0.0])
     found = chu_liu_edmonds(small)
     above = rest[found[-1]]                                    # the cycle is broken where this head gains most
-    heads[max(cycle, key=lambda c: scores[c][above] - scores[c][heads[c]])] = above
+    tree[max(cycle, key=lambda c: scores[c][above] - scores[c][tree[c]])] = above
     for d, h in zip(rest[1:], found[1:]):
-        heads[d] = rest[h] if h < len(rest) else max(cycle, key=scores[d].__getitem__)
-    return heads
+        tree[d] = rest[h] if h < len(rest) else max(cycle, key=scores[d].__getitem__)
+    return tree
 
 
-def cycle_of(heads):
-    for start in range(1, len(heads)):
+def cycle_of(tree):
+    for start in range(1, len(tree)):
         path, node = [], start
         while node and node not in path:
             path.append(node)
-            node = heads[node]
+            node = tree[node]
         if node:
             return path[path.index(node):]
     return None
@@ -259,15 +237,15 @@ def cycle_of(heads):
 class Kit:
     """What reproduce.py does at a point and in a training step, with three endpoints fine-tuned a little."""
 
-    def __init__(self, bench, task, options):
+    def __init__(self, bench, task):
         self.bench, self.task, self.encoder = bench, task, bench.args.encoder[0]
         self.reader = bench.reader(self.encoder, task)
-        self.dev, train = ([bench.examples(task, self.encoder, lang, split) for lang in (options.src, options.tgt)]
+        self.dev, train = ([bench.examples(task, self.encoder, lang, split) for lang in (bench.args.src[0], bench.args.tgt[0])]
                            for split in ("dev", "train"))
         ends = []
         for sets in (train, train[:1], train[1:]):             # both, source, target
             self.begin()
-            for i in range(options.steps):
+            for i in range(bench.args.steps):
                 self.train_set = sets[i % len(sets)]
                 self.step(np.random.default_rng(i).permutation(len(self.train_set))[:BATCH])
             ends.append(self.theta.detach())
@@ -304,6 +282,12 @@ class Kit:
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
+def some_points(bench):
+    """Points spread over the plane."""
+    every = reproduce.points(lines_only=False)
+    return every[::max(1, len(every) // bench.args.points)][:bench.args.points]
+
+
 def timed(device, work, *args):
     """(seconds, result) of a call, the device's work included."""
     began = time.perf_counter()
@@ -314,148 +298,128 @@ def timed(device, work, *args):
 
 
 def in_turn(device, kit, plain, calls):
-    """[(seconds, result) of kit, of plain] for each call, the two in alternating order; the first call is made twice."""
+    """(calls a second of kit, of plain, their ratio, results of kit, of plain); the first call is made twice, to warm up.
+
+    The two go in alternating order; the ratio is the median over the calls, whose two times lie side by side.
+    """
     rounds = []
     for i, args in enumerate([calls[0], *calls]):
-        order = (kit, plain) if i % 2 else (plain, kit)
-        took = {work: timed(device, work, *args) for work in order}
-        rounds.append((took[kit], took[plain]))
-    return rounds[1:]
-
-
-def medians(rounds):
-    """(calls a second of the kit, of the baseline, their ratio), the ratio from pairs measured side by side."""
-    kit, plain = ([took for took, _ in side] for side in zip(*rounds))
-    return 1 / statistics.median(kit), 1 / statistics.median(plain), statistics.median(p / k for k, p in zip(kit, plain))
-
-
-def differences(rounds, precision):
-    """(the largest difference of a score, of a count of right ones, whether it is too large)."""
-    kit, plain = (np.array([result for _, result in side], dtype=float) for side in zip(*rounds))  # (points, 2, S, 2)
-    score = np.abs(100 * kit[..., 0] / kit[..., 1] - 100 * plain[..., 0] / plain[..., 1]).max()
-    count = np.abs(kit - plain).max()
-    return score, count, score > BF16 if precision == "bf16" else count > TIES
+        took = {work: timed(device, work, *args) for work in ((kit, plain) if i % 2 else (plain, kit))}
+        rounds.append((*took[kit], *took[plain]))
+    fast, found, slow, wanted = zip(*rounds[1:])
+    ratio = statistics.median(s / f for f, s in zip(fast, slow))
+    return 1 / statistics.median(fast), 1 / statistics.median(slow), ratio, np.array(found, float), np.array(wanted, float)
 
 
 def matrix_rate(bench):
     """Operations a second of one large matrix product in the kit's precision."""
-    n, dtype = (8192 if bench.device.type == "cuda" else 1024), getattr(torch, {"bf16": "bfloat16"}.get(bench.args.precision, "float32"))
-    a = torch.randn(n, n, device=bench.device, dtype=dtype)
-    torch.mm(a, a)
-    return 2 * n ** 3 / statistics.median(timed(bench.device, torch.mm, a, a)[0] for _ in range(9))
+    n = 8192 if bench.device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=bench.device, dtype=torch.bfloat16 if bench.args.precision == "bf16" else torch.float32)
+    return 2 * n ** 3 / statistics.median([timed(bench.device, torch.mm, a, a)[0] for _ in range(10)][1:])
 
 
 def decoding(bench, trees):
-    """Sentences a second of heads.decode, 32 at once, 10 to 40 words; their argmax is always a tree, or never."""
+    """Sentences a second of heads.decode, 32 at once, 10 to 40 words each; their argmax is always a tree, or never."""
     rng, batches = np.random.default_rng(1), []
-    for words in np.arange(10, 41).repeat(2):
-        n = words + 1
+    for n in np.arange(11, 42):                                # with the root
         scores = rng.standard_normal((32, n, n), dtype=np.float32)
         for s in scores:
-            order = np.append(0, rng.permutation(words) + 1)
-            for i in range(1, n) if trees else ():
-                s[order[i], order[rng.integers(min(i, 2) - 1, i)]] += 100.0    # one word at ROOT, the rest below it
-            s[1, 2], s[2, 1] = (s[1, 2], s[2, 1]) if trees else (100.0, 100.0)  # else two words that want each other
+            order = rng.permutation(np.arange(1, n))
+            s[order[0], 0] += 100.0 * trees
+            for i in range(1, n - 1):
+                s[order[i], order[rng.integers(i)]] += 100.0 * trees
+            s[1, 2], s[2, 1] = (s[1, 2], s[2, 1]) if trees else (100.0, 100.0)   # two words that want each other
         arcs = torch.from_numpy(scores).to(bench.device).masked_fill_(torch.eye(n, device=bench.device).bool(), -torch.inf)
         batches.append((arcs, torch.ones(32, n, dtype=torch.bool, device=bench.device)))
     took = [timed(bench.device, lambda: [heads.decode(*b) for b in batches])[0] for _ in range(4)]
     return 32 * len(batches) / statistics.median(took[1:])
 
 
-def reading(bench, task, langs):
-    """Seconds to read and encode the train and dev files of the languages."""
+def reading(bench, task):
+    """Seconds to read and encode the train and dev files of both languages."""
     t, tokenizer = reproduce.TASKS[task], heads.load_encoder(bench.args.encoder[0]).tokenizer
 
     def work():
-        for lang in langs:
+        for lang in (bench.args.src[0], bench.args.tgt[0]):
             for split in ("train", "dev"):
                 data.load(t.file(bench.args.data, lang, split), lang, split, t.read, t.encode, tokenizer, bench.args.limit)
     return statistics.median(timed(bench.device, work)[0] for _ in range(3))
 
 
-def peak(bench):
-    """Peak memory in MB: of the device since it was last asked, or of this process so far."""
-    if bench.device.type == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    most = torch.cuda.max_memory_allocated(bench.device) / 1e6
-    torch.cuda.reset_peak_memory_stats(bench.device)
-    return most
-
-
-# ----------------------------------------------------------------------------------------------------------------- main
-
-def compare(bench, task, options, rate):
-    """Print a task's rows; returns whether kit and baseline disagree."""
-    kit = Kit(bench, task, options)
-    peak(bench)
-    kit.point(0.0, 0.0)
-    kit_peak, plain = peak(bench), Plain(kit)
-    rounds = in_turn(bench.device, kit.point, plain.point, some_points(options))
-    sentences, (fast, slow, ratio) = sum(d.counts["sentences"] for d in kit.dev), medians(rounds)
-    score, count, wrong = differences(rounds, bench.args.precision)
-    numbers = np.random.default_rng(1)
-    calls = [(numbers.permutation(len(kit.train_set))[:BATCH],) for _ in range(15)]
-    steps = medians(in_turn(bench.device, kit.step, plain.step, calls))
-    print(f"| {task} | {fast:.3f} | {slow:.3f} | {ratio:.2f} | {fast * sentences:.0f} | {slow * sentences:.0f} | "
-          f"{100 * kit.flops() * fast / rate:.0f} % | {steps[0]:.2f} | {steps[1]:.2f} | {steps[2]:.2f} | "
-          f"{score:.3f} ({count:.0f}) | {kit_peak:.0f} | {peak(bench):.0f} |", flush=True)
-    return wrong
-
-
-def some_points(options):
-    """Points spread over the plane."""
-    every = reproduce.points(lines_only=False)
-    return every[::max(1, len(every) // options.points)][:options.points]
-
-
-def alone(bench, options):
-    """Kit beside baseline in one process; returns the exit code."""
-    rate = matrix_rate(bench)
-    print(f"matrix products: {rate / 1e9:.0f} GFLOP/s ({bench.args.precision}, {bench.device}, {torch.get_num_threads()} thread)\n")
-    print("| task | points/s: kit | plain | ratio | sentences/s: kit | plain | share of the matrix rate | training steps/s: kit "
-          "| plain | ratio | largest difference of a score (of a count) | peak MB: kit | plain |\n" + "|---" * 13 + "|")
-    wrong = [task for task in options.task if compare(bench, task, options, rate)]
-    print(f"\ndecoding, argmax is a tree: {decoding(bench, True):.0f} sentences/s; never: {decoding(bench, False):.0f}")
-    for task in ("pos", "parsing"):
-        print(f"reading and encoding {options.src} and {options.tgt}, train and dev, for {task}: "
-              f"{reading(bench, task, (options.src, options.tgt)):.1f} s")
-    if options.plane:
-        print(f"plane of POS: {plane(bench, options):.1f} s")
-    if options.train:
-        model = reproduce.Model("pos", bench.args.encoder[0], (options.src,), 1)
-        print(f"fine-tuning POS on {options.src}: {timed(bench.device, reproduce.finetune, bench, model)[0]:.1f} s")
-    print(f"more processes: torchrun --nproc-per-node 2 tests/benchmark.py {shlex.join(sys.argv[1:])}")
-    if wrong:
-        print(f"FAILED: kit and baseline do not give the same scores for {', '.join(wrong)}.")
-    return bool(wrong)
-
-
-def plane(bench, options):
-    """Seconds of a whole plane of POS, written to a file as a run does."""
-    kit = Kit(bench, "pos", options)
-    grid, todo = reproduce.Grid("pos", kit.encoder, options.src, options.tgt, 1), reproduce.points(lines_only=False)
+def plane(bench):
+    """Seconds of a whole plane of POS, written to a file as in a run."""
+    kit, todo = Kit(bench, "pos"), reproduce.points(lines_only=False)
+    grid = reproduce.Grid("pos", kit.encoder, bench.args.src[0], bench.args.tgt[0], 1)
     kit.point(0.0, 0.0)
     with tempfile.TemporaryFile() as f:
         return timed(bench.device, reproduce.evaluate_points, bench, kit.reader, grid, kit.ends, kit.dev, todo, f, "plane")[0]
 
 
-def together(bench, options):
-    """Print what all processes do at once beside one of them while the others wait."""
-    bench.log(f"| task | points/s: one process | {bench.world} processes | ratio |\n|---|---|---|---|")
-    for task in options.task:
-        kit, points = Kit(bench, task, options), some_points(options)
+def peak(bench):
+    """Peak memory of this process so far in MB, on the GPU or on the CPU."""
+    return (torch.cuda.max_memory_allocated(bench.device) / 1e6 if bench.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
-        def work():
-            for point in points:
-                kit.point(*point)
 
+# ----------------------------------------------------------------------------------------------------------------- main
+
+def compare(bench, task, rate):
+    """Print a task's row; returns whether kit and baseline disagree."""
+    kit = Kit(bench, task)
+    kit.point(0.0, 0.0)
+    kit_peak, plain = peak(bench), Plain(kit)
+    fast, slow, ratio, found, wanted = in_turn(bench.device, kit.point, plain.point, some_points(bench))
+    score = np.abs(100 * found[..., 0] / found[..., 1] - 100 * wanted[..., 0] / wanted[..., 1]).max()
+    count, sentences = np.abs(found - wanted).max(), sum(d.counts["sentences"] for d in kit.dev)
+    batches = np.random.default_rng(1).integers(len(kit.train_set), size=(15, 1, BATCH))
+    steps = in_turn(bench.device, kit.step, plain.step, batches)
+    print(f"| {task} | {fast:.3f} | {slow:.3f} | {ratio:.2f} | {fast * sentences:.0f} | {slow * sentences:.0f} | "
+          f"{100 * kit.flops() * fast / rate:.0f} % | {steps[0]:.2f} | {steps[1]:.2f} | {steps[2]:.2f} | "
+          f"{score:.3f} ({count:.0f}) | {kit_peak:.0f} | {peak(bench):.0f} |", flush=True)
+    return score > BF16 if bench.args.precision == "bf16" else count > TIES
+
+
+def alone(bench):
+    """Kit beside baseline in one process; returns the exit code."""
+    args, rate = bench.args, matrix_rate(bench)
+    print(f"{bench.device}, {args.precision}, {torch.get_num_threads()} thread, matrix products at {rate / 1e9:.0f} GFLOP/s\n\n"
+          "| task | points/s: kit | plain | ratio | sentences/s: kit | plain | kit's share of the matrix rate | "
+          "training steps/s: kit | plain | ratio | largest difference of a score (of a count) | peak MB of the process so far: kit | and baseline |\n"
+          + "|---" * 13 + "|")
+    wrong = [task for task in args.task if compare(bench, task, rate)]
+    print(f"\ndecoding: {decoding(bench, True):.0f} sentences/s where argmax is a tree, "
+          f"{decoding(bench, False):.0f} where it never is")
+    print(f"reading and encoding {args.src[0]} and {args.tgt[0]}, train and dev: pos {reading(bench, 'pos'):.1f} s, "
+          f"parsing {reading(bench, 'parsing'):.1f} s")
+    if args.plane:
+        print(f"a plane of POS: {plane(bench):.1f} s")
+    if args.train:
+        model = reproduce.Model("pos", args.encoder[0], (args.src[0],), 1)
+        print(f"fine-tuning POS on {args.src[0]}: {timed(bench.device, reproduce.finetune, bench, model)[0]:.1f} s")
+    print(f"more processes: torchrun --nproc-per-node 2 tests/benchmark.py {shlex.join(sys.argv[1:])}")
+    if wrong:
+        print(f"FAILED: kit and baseline do not give the same scores for {', '.join(wrong)}.")
+    return int(bool(wrong))
+
+
+def together(bench):
+    """Print what all processes do at once beside what one does while the others wait."""
+    if bench.rank == 0:
+        print("| task | points/s: one process | all | ratio |\n|---|---|---|---|")
+    for task in bench.args.task:
+        kit, points = Kit(bench, task), some_points(bench)
         kit.point(0.0, 0.0)
         reproduce.barrier(bench)
-        one = timed(bench.device, work)[0] if bench.rank == 0 else 0.0
+        one = sum(timed(bench.device, kit.point, *p)[0] for p in points if bench.rank == 0)
         reproduce.barrier(bench)
-        every = timed(bench.device, lambda: (work(), reproduce.barrier(bench)))[0]
-        one, every = len(points) / max(one, 1e-9), bench.world * len(points) / every
-        bench.log(f"| {task} | {one:.3f} | {every:.3f} | {every / one:.2f} |")
+        began = time.perf_counter()
+        for p in points:
+            kit.point(*p)
+        reproduce.barrier(bench)
+        every = time.perf_counter() - began                    # until the slowest is done
+        if bench.rank == 0:
+            rates = len(points) / one, bench.world * len(points) / every
+            print(f"| {task} | {rates[0]:.3f} | {rates[1]:.3f} | {rates[1] / rates[0]:.2f} |", flush=True)
     return 0
 
 
@@ -466,24 +430,29 @@ def with_weights(name, folder):
     print(f"{name} has no weights: random ones of its shape are used.")
     torch.manual_seed(1)
     target = Path(folder, Path(name).resolve().name)
-    shutil.copytree(name, target)
+    shutil.copytree(name, target, copy_function=shutil.copyfile)
     AutoModel.from_config(AutoConfig.from_pretrained(name)).save_pretrained(target)
     return str(target)
 
 
-def main(options):
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--points", type=int, default=5, help="points of the plane to time (default 5)")
+    p.add_argument("--steps", type=int, default=100, help="fine-tuning steps of each endpoint (default 100)")
+    p.add_argument("--plane", action="store_true", help="also time a whole plane of POS")
+    p.add_argument("--train", action="store_true", help="also time 5 epochs of fine-tuning POS on the source")
+    options, rest = p.parse_known_args()
     with tempfile.TemporaryDirectory() as out:
-        argv = ["--out", out, "--encoder", with_weights(options.encoder, out), "--data", options.data, "--seeds", "1",
-                "--src", options.src, "--tgt", options.tgt, "--task", *options.task]
-        for flag in ("limit", "device", "precision"):
-            if getattr(options, flag):
-                argv += [f"--{flag}", str(getattr(options, flag))]
-        bench = reproduce.Bench(reproduce.parse_arguments(argv), *reproduce.start_ranks())
-        return (together if bench.world > 1 else alone)(bench, options)
+        defaults = "--task pos ner xnli parsing --src en --tgt de".split()
+        args = reproduce.parse_arguments([*defaults, *rest, "--seeds", "1", "--out", out])
+        args.encoder = [with_weights(args.encoder[0], out)]
+        vars(args).update(vars(options))
+        bench = reproduce.Bench(args, *reproduce.start_ranks())
+        return (together if bench.world > 1 else alone)(bench)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(parse_arguments()))
+        sys.exit(main())
     except (data.DataError, heads.ModelError) as e:
         sys.exit(f"benchmark.py: {e}")
