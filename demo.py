@@ -1,8 +1,8 @@
 """Two invented languages and a tiny encoder pretrained on them: the kit without network or GPU.
 
-    python reproduce.py --demo --out demo
+    python reproduce.py --demo
 
-Language A is a small grammar over some 400 words. Language B says the same things in another script and another word
+Language A is a small grammar over some 320 words. Language B says the same things in another script and another word
 order, and shares about a third of its running words with A. Every sentence starts as a tree that belongs to neither
 language; one function puts it into the words and the order of A or B, and so gives the gold of every task with it.
 """
@@ -29,15 +29,15 @@ LABELS = ("entailment", "neutral", "contradiction")
 TEXTS = 15000  # pretraining texts of a language; one in five is a sentence pair
 STEPS, BATCH, LR, MASKED = 2500, 64, 2e-3, .2  # with fewer than half of these steps the languages hardly align
 PIECES = 700  # the most frequent words have a piece of their own, the others are spelt in characters
-PAIRED = 5
-DROP = .15
+PAIRED = 5     # one text in five is a sentence pair
+DROP = .15     # neutral and contradicting hypotheses lose a modifier this often, so that length is not the answer
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 def spell(count, syllables, rng):
-    """`count` distinct invented words of two to `syllables` syllables, the short ones first."""
+    """`count` distinct invented words of one to `syllables` syllables, the short ones first."""
     words = {}  # a dict, because the order of a set of strings differs from run to run
     while len(words) < count:
         word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(1, syllables)))
