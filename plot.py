@@ -195,7 +195,7 @@ def check(path, rows):
         refuse(path, 1, "format", header.get("format"), "1, the format that this version reads")
     for name, kind in FIELDS.items():
         value = header.get(name)
-        if not (is_number(value) or value is None if kind is float else isinstance(value, kind)):
+        if name not in header or not (is_number(value) or value is None if kind is float else isinstance(value, kind)):
             refuse(path, 1, name, value, f"a value of type {kind.__name__}")
     for name, numbers in (("line", header["line"]), ("plane", header["plane"]),
                           ("majority", [header["majority"].get(header[side]) for side in ("src", "tgt")])):

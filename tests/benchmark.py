@@ -63,7 +63,7 @@ class PlainTagger(nn.Module):
 class PlainParser(nn.Module):
     """Biaffine arcs, and labels for every pair of words; position 0 is the root."""
 
-    def __init__(self, hidden, labels, arc=512, label=128):
+    def __init__(self, hidden, labels, arc, label):
         super().__init__()
         self.drop, self.inner_drop = nn.Dropout(0.2), nn.Dropout(0.33)
         self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
@@ -100,8 +100,9 @@ class Plain(nn.Module):
         self.device, self.count = kit.bench.device, {"ner": count_spans, "parsing": count_arcs}.get(kit.task, count_labels)
         self.encoder = AutoModel.from_pretrained(heads.HUB.get(kit.encoder, kit.encoder), dtype=torch.float32)
         self.encoder.pooler = None
-        self.head = (PlainParser if kit.task == "parsing" else PlainTagger)(
-            self.encoder.config.hidden_size, len(reproduce.TASKS[kit.task].labels))
+        sizes, like = (self.encoder.config.hidden_size, len(reproduce.TASKS[kit.task].labels)), kit.reader.head
+        self.head = (PlainParser(*sizes, like.arc.shape[1], like.label.shape[2] - 1) if kit.task == "parsing"
+                     else PlainTagger(*sizes))
         self.ends = [{n: v.clone() for n, v in kit.reader.views(end).items()} for end in kit.ends]
         self.load_state_dict(self.ends[0])
         self.to(self.device)
@@ -153,7 +154,8 @@ def windows_of(examples):
 
 def collate(chunk, device):
     """Tensors of some windows, padded to the longest."""
-    fillers = {"ids": chunk[0]["pad"], "types": 0, "mask": 0, "read": 0, "real": False, "gold": [-1] * len(chunk[0]["gold"][0])}
+    fillers = {"ids": chunk[0]["pad"], "types": 0, "mask": 0, "read": 0, "real": False,
+               "gold": [-1] * len(chunk[0]["gold"][0])}
     longest = {name: max(len(w[name]) for w in chunk) for name in fillers}
     return {name: torch.tensor([w[name] + [filler] * (longest[name] - len(w[name])) for w in chunk], device=device)
             for name, filler in fillers.items()}
