@@ -362,7 +362,9 @@ class Batch(NamedTuple):
     ids: torch.Tensor            # (B, L) subword ids
     types: torch.Tensor          # (B, L) 1 in the second sentence of a pair, else 0
     mask: torch.Tensor | None    # (B, L) True at subwords; None where nothing is padded
-    read: torch.Tensor           # (B, N) positions in the window to read from
+    at: torch.Tensor             # (R+1,) which of the B * L positions are read; the last one stands for all padding
+    place: torch.Tensor          # (B, N) where in `at` a read stands; R at padding
+    keep: torch.Tensor           # (R+1,) which of the B * N places are no padding; the inverse of `place`
     real: torch.Tensor           # (B, N) True at read positions that are no padding
     rows: torch.Tensor           # (B, N) where a read stands in the set's flat order; padding points past its end
     gold: torch.Tensor           # (B, N, K) gold columns of what is read, -1 at padding
@@ -410,6 +412,7 @@ class Encoded:
     def batch(self, windows):
         """The Batch of window numbers (B,), a numpy array; built on the device, without asking it anything."""
         device, L, N = self.ids.device, int(self.lengths[windows].max()), int(self.reads[windows].max())
+        R = int(self.reads[windows].sum())
         padded = bool((self.lengths[windows] < L).any())
         w = torch.from_numpy(np.ascontiguousarray(windows)).to(device, non_blocking=True)[:, None]   # (B, 1)
         at = self.start[w] + torch.arange(L, device=device)                                         # (B, L)
@@ -420,19 +423,19 @@ class Encoded:
         real = rows < self.read_start[w + 1]
         rows = rows.masked_fill_(~real, len(self.read))
         inside = rows.clamp(max=len(self.read) - 1)
-        return Batch(ids, types.long(), mask if padded else None, self.read[inside].long().masked_fill_(~real, 0), real,
-                     rows, self.gold[inside].long().masked_fill_(~real[..., None], -1))
+        count = real.sum(1, keepdim=True)                                                           # (B, 1)
+        place = (count.cumsum(0) - count + torch.arange(N, device=device)).masked_fill_(~real, R)   # (B, N)
+        keep = place.new_zeros(R + 1).scatter_(0, place.flatten(), torch.arange(place.numel(), device=device))
+        read = self.read[inside].masked_fill_(~real, 0) + L * torch.arange(len(w), device=device)[:, None]
+        return Batch(ids, types.long(), mask if padded else None, read.flatten()[keep], place, keep, real, rows,
+                     self.gold[inside].long().masked_fill_(~real[..., None], -1))
 
-    def batches(self, tokens, same=0):
-        """All windows as Batches sorted by length, at most `tokens` padded subwords each, made once and kept.
-
-        A batch of at least `same` windows also ends where the length changes, so that little is padded.
-        """
+    def batches(self, tokens):
+        """All windows as Batches sorted by length, at most `tokens` padded subwords each, made once and kept."""
         if not hasattr(self, "kept"):
             order, first, self.kept = np.argsort(self.lengths, kind="stable"), 0, []
             for i in range(1, len(order) + 1):
-                full = i == len(order) or (i + 1 - first) * self.lengths[order[i]] > tokens
-                if full or same and i - first >= same and self.lengths[order[i]] > self.lengths[order[i - 1]]:
+                if i == len(order) or (i + 1 - first) * self.lengths[order[i]] > tokens:
                     self.kept.append(self.batch(order[first:i]))
                     first = i
         return self.kept

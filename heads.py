@@ -62,14 +62,14 @@ class Linear(nn.Module):
 class Biaffine(nn.Module):
     """Biaffine arcs and labels over the words read, ROOT first (Dozat & Manning 2017).
 
-    Arc dimension 512, label dimension 128 (less on an encoder of fewer than 128 dimensions), ELU, variational dropout
+    Arc dimension 512, label dimension 128 (less on an encoder of fewer than 256 dimensions), ELU, variational dropout
     0.2 on h and 0.33 after the ELU. The arcs of the root are trained like any other. Labels are scored for one head per
     word only: the gold one in the loss, the chosen one in prediction.
     """
 
     def __init__(self, hidden, labels, arc=None, label=None, dropout=0.2, inner_dropout=0.33):
         super().__init__()
-        arc, label = arc or min(512, 4 * hidden), label or min(128, hidden)   # narrower for a toy encoder alone
+        arc, label = arc or min(512, 2 * hidden), label or min(128, hidden // 2)   # narrower for a toy encoder alone
         self.dropout, self.inner_dropout = dropout, inner_dropout
         self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
         self.label_dep, self.label_head = nn.Linear(hidden, label), nn.Linear(hidden, label)
@@ -86,27 +86,26 @@ class Biaffine(nn.Module):
         own = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
         return scores.masked_fill(own | ~real[:, None], -math.inf)
 
-    def labels(self, h, heads):
-        """Label scores (B, N, C) of each word under the one head given for it in heads (B, N)."""
-        dep = F.pad(self.inner(self.label_dep, h), (0, 1), value=1.0)                            # (B, N, D+1)
-        head = F.pad(self.inner(self.label_head, h), (0, 1), value=1.0)
-        head = head.gather(1, heads[..., None].expand(-1, -1, head.shape[-1]))                   # (B, N, D+1)
-        half = (dep.flatten(0, 1) @ self.label.flatten(1)).view(*dep.shape[:2], *self.label.shape[1:])
-        return torch.einsum("bncd,bnd->bnc", half, head).float()   # half is (B, N, C, D+1): one head a word
+    def labels(self, h, heads, keep):
+        """Label scores (R+1, C) of the words read, padding left out, each under the one head that heads (B, N) gives."""
+        heads = heads + heads.shape[1] * torch.arange(len(heads), device=heads.device)[:, None]  # of the B * N places
+        dep, head = (F.pad(self.inner(layer, h), (0, 1), value=1.0).flatten(0, 1).index_select(0, at)
+                     for layer, at in ((self.label_dep, keep), (self.label_head, heads.flatten()[keep])))
+        half = (dep @ self.label.flatten(1)).view(-1, *self.label.shape[1:])                     # (R+1, C, D+1)
+        return torch.einsum("rcd,rd->rc", half, head).float()
 
     def loss(self, h, batch):
         """Cross entropy of the arcs plus that of the labels, each a mean over words whose head was read."""
         h = variational_dropout(h, self.dropout, self.training)
         head, relation = batch.gold[..., 0], batch.gold[..., 1]                                  # (B, N)
         arcs = F.cross_entropy(self.arcs(h, batch.real).flatten(0, 1), head.flatten(), ignore_index=-1)
-        labels = self.labels(h, head.clamp(min=0)).flatten(0, 1)
-        relation = relation.masked_fill(head < 0, -1)
-        return arcs + F.cross_entropy(labels, relation.flatten(), ignore_index=-1)
+        labels, relation = self.labels(h, head.clamp(min=0), batch.keep), relation.masked_fill(head < 0, -1)
+        return arcs + F.cross_entropy(labels, relation.flatten()[batch.keep], ignore_index=-1)
 
     def predict(self, h, batch):
         """(B, N, 2): the head of each word in the best tree, and its relation."""
         heads = decode(self.arcs(h, batch.real), batch.real)
-        return torch.stack([heads, self.labels(h, heads).argmax(-1)], -1)
+        return torch.stack([heads, self.labels(h, heads, batch.keep).argmax(-1)[batch.place]], -1)
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding
@@ -311,6 +310,7 @@ class Reader(nn.Module):
         self.cuts = [cut for _, p in named for cut in (p.numel(), -p.numel() % 64)]   # parameter, padding, ...
         self.split = sum(-(-p.numel() // 64) * 64 for p in e.model.parameters())      # theta[split:] is the head
         self.moved = {n: b.to(device) for n, b in self.named_buffers()}
+        self.tied = len(named) < len(list(self.named_parameters(remove_duplicate=False)))
         self.early = e.model.config.model_type in EARLY
         if self.early:  # after its attention, the last layer works on each position alone: only those read are needed
             after = e.model.encoder.layer[-1].attention.output
@@ -318,7 +318,7 @@ class Reader(nn.Module):
             after.register_forward_pre_hook(lambda _, states: tuple(self.pick(s) for s in states))
 
     def views(self, theta):
-        """{name: parameter} as views of theta (P,), differentiable."""
+        """{name: parameter} as views of theta (P,)."""
         return {n: t.view(s) for n, s, t in zip(self.names, self.shapes, theta.split(self.cuts)[::2])}
 
     def flat(self, named):
@@ -334,7 +334,18 @@ class Reader(nn.Module):
 
     def run(self, theta, *batches):
         """forward(*batches) with the parameters that theta (P,) holds."""
-        return functional_call(self, {**self.views(theta), **self.moved}, batches)
+        return self.call(self.views(theta), *batches)
+
+    def call(self, views, *batches):
+        return functional_call(self, {**views, **self.moved}, batches, tie_weights=self.tied)   # looking for ties is slow
+
+    def gradient(self, theta, batch, out):
+        """The loss of a batch under theta (P,); its gradient is written into out (P,), in the precision of out."""
+        views = {n: v.detach().requires_grad_() for n, v in self.views(theta).items()}
+        loss = self.call(views, batch)
+        found = torch.autograd.grad(loss, list(views.values()), allow_unused=True, materialize_grads=True)
+        torch._foreach_copy_(list(self.views(out).values()), found)
+        return loss.detach()
 
     def forward(self, *batches):
         """The loss of one batch in training, else the predictions (B, N, K) of each batch."""
@@ -346,10 +357,11 @@ class Reader(nn.Module):
         """Last hidden states (B, N, H) at the read positions of a batch."""
         extra = {"token_type_ids": batch.types} if self.pass_types else {}
         mask = batch.mask[:, None, None] if self.wide_mask and batch.mask is not None else batch.mask
-        self.at = batch.read[..., None]                                                                # (B, N, 1)
+        self.at = batch.at
         hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **extra).last_hidden_state
-        return hidden if self.early else self.pick(hidden)                                             # (B, N, H)
+        hidden = hidden if self.early else self.pick(hidden)                                           # (1, R+1, H)
+        return hidden[0].index_select(0, batch.place.flatten()).view(*batch.place.shape, -1)           # (B, N, H)
 
     def pick(self, states):
-        """The states (B, L, H) at the positions read: (B, N, H)."""
-        return states.gather(1, self.at.expand(-1, -1, states.shape[-1]))
+        """The states (B, L, H) at the positions read, as if of one window: (1, R+1, H)."""
+        return states.flatten(0, 1).index_select(0, self.at)[None]

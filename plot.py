@@ -328,12 +328,12 @@ def plan(grids):
     return figures
 
 
-def draw(grids, out):
-    """Writes every figure that the grids allow to out/figures, as PNG and as PDF; returns the files' names."""
+def draw(grids, out, share=slice(None)):
+    """Writes the figures that the grids allow, or a share of them, to out/figures as PNG and PDF; returns the files' names."""
     from matplotlib import style
     names = []
     with style.context(["default", STYLE]):  # the same files whatever settings the user has
-        for name, _, make in plan(grids):
+        for name, _, make in plan(grids)[share]:
             figure = make()
             for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
                 data = io.BytesIO()

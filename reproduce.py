@@ -15,8 +15,12 @@ The same command again continues where the last one stopped, whatever stopped it
 
 import argparse
 import math
+import os
 import signal
+import socket
+import subprocess
 import sys
+import time
 
 PAPER = dict(encoder=["mbert", "xlmr"], task=["xnli", "ner", "pos", "parsing"], src=["en", "ar"],
              tgt=["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], seeds=[1, 2, 3])               # Sec. 4
@@ -82,21 +86,49 @@ def parse_arguments(argv=None):
     return args
 
 
+CHILD = "REPRODUCE_CHILD"  # set in the environment of the processes that launch() starts
+
+
+def launch(args):
+    """Run this command as one single-threaded process per core; returns the exit code. They stop when this one is gone."""
+    processes = min(CORES, 3 * len(args.task) * len(args.seeds))   # one model each, at least
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [subprocess.Popen([sys.executable, *sys.argv], stdin=subprocess.PIPE,
+                                 env=env | {"RANK": str(r), "LOCAL_RANK": str(r), CHILD: "1"}) for r in range(processes)]
+    try:
+        while None in (codes := [c.poll() for c in children]) and not any(codes):
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        return stopped(args)
+    finally:
+        for c in children:
+            c.stdin.close()
+    return max(c.wait() for c in children)
+
+
+def stopped(args):
+    """What Ctrl-C leaves behind; returns the exit code."""
+    print(f"\nStopped. What is finished is saved in {args.out}; the same command continues from there.", file=sys.stderr)
+    return 130
+
+
 # The slow imports come after parsing, so that --help and a wrong flag are answered at once.
 ARGS = parse_arguments() if __name__ == "__main__" else None
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+if ARGS and ARGS.demo and not ARGS.dry_run and ARGS.device in (None, "cpu") and "RANK" not in os.environ and CORES > 1:
+    sys.exit(launch(ARGS))   # the tiny encoder gains from every core
 if ARGS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run() takes over, Ctrl-C just ends the process
 
 import fcntl  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
 import re  # noqa: E402
 import shlex  # noqa: E402
-import socket  # noqa: E402
-import subprocess  # noqa: E402
 import threading  # noqa: E402
-import time  # noqa: E402
 from contextlib import contextmanager, nullcontext  # noqa: E402
 from datetime import timedelta  # noqa: E402
 from functools import lru_cache  # noqa: E402
@@ -266,7 +298,7 @@ class Bench:
         return torch.autocast(self.device.type, torch.bfloat16) if self.args.precision == "bf16" else nullcontext()
 
     def cast(self, theta):
-        """theta (P,) in the precision to compute in, cast once for the whole encoder; differentiable."""
+        """theta (P,) in the precision to compute in, cast once for the whole encoder."""
         return theta.bfloat16() if self.args.precision == "bf16" else theta
 
     @torch.no_grad()
@@ -274,7 +306,7 @@ class Bench:
         """Counts (S, 2) of a dev set under theta (P,), left on the device: the one way a model is scored, anywhere."""
         reader.eval()
         size = self.args.batch_size or FINE_TUNING["batch_size"]
-        batches = dev.batches(size * 40, size // 2) if self.device.type == "cpu" else dev.batches(size * 512)
+        batches = dev.batches(size * (40 if self.device.type == "cpu" else 512))
         with self.precise():
             found = reader.run(self.cast(theta), *batches)
         pred = torch.empty(len(dev.read) + 1, found[0].shape[-1], dtype=torch.long, device=self.device)
@@ -412,7 +444,8 @@ class Training:
         self.per_epoch = sum(-(-len(train) // config["batch_size"]) for train, _ in self.sets.values())
         scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
         self.marks = sorted({-(-k * self.per_epoch // DEV_SCORINGS) for k in scorings})   # steps after which dev is scored
-        self.theta = self.reader.start(m.seed).to(bench.device).requires_grad_()
+        self.theta = self.reader.start(m.seed).to(bench.device)
+        self.theta.grad = torch.zeros_like(self.theta)
         self.adam = torch.optim.Adam([self.theta], lr=0.0, betas=(0.9, 0.99), eps=1e-8, fused=True)
         self.step, self.best, self.about = 0, None, {"best_step": 0, "score": -1.0}
         self.saved, self.cost = time.time(), 0.0
@@ -430,7 +463,7 @@ class Training:
             self.step, self.about = about["step"], about["about"]
             past = [record for record in past if record["step"] <= self.step]
             moved = {n: t.to(self.bench.device) for n, t in tensors.items()}
-            self.theta.data.copy_(moved["theta"])
+            self.theta.copy_(moved["theta"])
             self.best = moved["best"]
             self.adam.state[self.theta] = {"step": torch.tensor(float(self.step), device=self.bench.device),
                                            "exp_avg": moved["exp_avg"], "exp_avg_sq": moved["exp_avg_sq"]}
@@ -453,11 +486,8 @@ class Training:
             lang, windows = batch_order(self.sets, self.config["batch_size"], self.m.seed, epoch)[i]
             self.adam.param_groups[0]["lr"] = self.config["lr"] * warmup_decay(self.step, self.marks[-1])
             with self.bench.precise():
-                loss = self.reader.run(self.bench.cast(self.theta), self.sets[lang][0].batch(windows))
-            self.adam.zero_grad()
-            loss.backward()
+                total += self.reader.gradient(self.bench.cast(self.theta), self.sets[lang][0].batch(windows), self.theta.grad)
             self.adam.step()
-            total += loss.detach()
             self.step += 1
             bar.update()
         self.score(total.item() / count, name)
@@ -468,7 +498,7 @@ class Training:
                 path.unlink(missing_ok=True)
             raise DataError(f"{name}: the loss became {loss} before step {self.step}; nothing of it was kept. "
                             "Try a lower --lr.")
-        task, theta = self.m.task, self.theta.detach()
+        task, theta = self.m.task, self.theta
         found = {lang: scores(self.bench.counts(self.reader, theta, task, dev)) for lang, (_, dev) in self.sets.items()}
         record = {"step": self.step, "lr": self.adam.param_groups[0]["lr"], "loss": round(loss, 6)}
         for i, metric in enumerate(TASKS[task].metrics):
@@ -625,9 +655,6 @@ def majority(task, dev):
 
 # --------------------------------------------------------------------------------------------------------- many ranks
 
-CHILD = "REPRODUCE_CHILD"  # set in the environment of the processes that launch() starts
-
-
 def start_ranks():
     """(rank, world) of this process under torchrun or beside its siblings; (0, 1) alone."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -654,23 +681,6 @@ def share(units, cost, bench):
         if rank == bench.rank:
             mine.append(unit)
     return mine
-
-
-def launch(processes):
-    """Run this command as so many single-threaded processes; returns the exit code. They stop when this one is gone."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = {**os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [subprocess.Popen([sys.executable, *sys.argv], stdin=subprocess.PIPE,
-                                 env=env | {"RANK": str(r), "LOCAL_RANK": str(r), CHILD: "1"}) for r in range(processes)]
-    try:
-        while None in (codes := [c.poll() for c in children]) and not any(codes):
-            time.sleep(0.05)
-    finally:
-        for c in children:
-            c.stdin.close()
-    return max(c.wait() for c in children)
 
 
 def follow_parent():
@@ -764,20 +774,19 @@ def calibrate(bench, encoder):
     made_up = data.Encoded(0, columns=1)
     for i in range(windows):
         made_up.add(range(100 + i, 100 + i + length), range(1, length), [(i % 17,)] * (length - 1))
-    theta = reader.start(0).to(bench.device).requires_grad_()
-    adam, examples = torch.optim.Adam([theta], lr=0.0, fused=True), made_up.to(bench.device)
+    theta, examples = reader.start(0).to(bench.device), made_up.to(bench.device)
+    theta.grad = torch.zeros_like(theta)
+    adam = torch.optim.Adam([theta], lr=0.0, fused=True)
 
     def train():
         reader.train()
         with bench.precise():
-            loss = reader.run(bench.cast(theta), examples.batch(np.arange(windows)))
-        adam.zero_grad()
-        loss.backward()
+            loss = reader.gradient(bench.cast(theta), examples.batch(np.arange(windows)), theta.grad)
         adam.step()
         return loss
 
     rates = []
-    for work in (train, lambda: bench.counts(reader, theta.detach(), "pos", examples)):
+    for work in (train, lambda: bench.counts(reader, theta, "pos", examples)):
         work().sum().item()   # warm-up; .item() waits for the device
         began, times = time.time(), 1 if bench.device.type == "cpu" else 20
         for _ in range(times):
@@ -830,14 +839,10 @@ def main(args):
     models, grids = plan(args)
     if args.dry_run:
         return dry_run(args, models, grids)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if args.demo and args.device == "cpu" and "RANK" not in os.environ and cores > 1:
-        return launch(min(cores, len(models)))
     bench = Bench(args, *start_ranks())
     if args.demo:
-        if bench.rank == 0:
-            for pretrained in (False, True):
-                demo.prepare(args.out, pretrained, bench.log)
+        for part in list(demo.PARTS)[bench.rank::bench.world]:
+            demo.prepare(args.out, part, bench.log)
         barrier(bench)
     summarise(bench, models)
     for m in share(models, lambda m: weight(args, m), bench):
@@ -846,9 +851,10 @@ def main(args):
     for g in share(grids, lambda g: weight(args, g), bench):
         evaluate_grid(bench, g)
     barrier(bench)
+    kept = plot.load([args.out])
+    plot.draw(kept, args.out, slice(bench.rank, None, bench.world))
+    barrier(bench)
     if bench.rank == 0:
-        kept = plot.load([args.out])
-        plot.draw(kept, args.out)
         notes = demo_notes(bench) if args.demo else ""
         print(plot.report(kept, args.out, shlex.join(["python", *sys.argv]), notes))
         print(notes and f"\n{notes}\n")
@@ -863,9 +869,7 @@ def run(args):
     try:
         return main(args) or 0
     except KeyboardInterrupt:
-        if not child and int(os.environ.get("RANK", 0)) == 0:
-            print(f"\nStopped. What is finished is saved in {args.out}; the same command continues from there.", file=sys.stderr)
-        return 130
+        return 130 if child or int(os.environ.get("RANK", 0)) else stopped(args)
     except (DataError, heads.ModelError, plot.ResultError) as e:
         problem = str(e)
     except (RuntimeError, MemoryError) as e:   # the CPU's allocator raises a RuntimeError, CUDA's a kind of it

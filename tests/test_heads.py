@@ -151,7 +151,9 @@ def test_attachment_with_punctuation_kept_is_the_shared_tasks_las():
 # ------------------------------------------------------------------------------------------------------------- heads
 
 def batch(real, gold=None):
-    return data.Batch(None, None, None, None, real, None, gold)
+    keep = torch.cat([real.flatten().nonzero()[:, 0], torch.zeros(1, dtype=torch.long)])
+    place = (real.flatten().cumsum(0) - 1).where(real.flatten(), len(keep) - 1).view(real.shape)
+    return data.Batch(None, None, None, None, place, keep, real, None, gold)
 
 
 def test_biaffine_scores_equal_the_sum_over_all_indices():
@@ -161,13 +163,14 @@ def test_biaffine_scores_equal_the_sum_over_all_indices():
     elu = torch.nn.functional.elu
     arc_d, arc_h, lab_d, lab_h = (elu(layer(h)) for layer in (head.arc_dep, head.arc_head, head.label_dep, head.label_head))
     one, heads_ = torch.ones(1), torch.randint(0, 3, (2, 4))
-    arcs, labels = head.arcs(h, real), head.labels(h, heads_)
+    b = batch(real)
+    arcs, labels = head.arcs(h, real), head.labels(h, heads_, b.keep)[b.place]
     for b, d in itertools.product(range(2), range(4)):
         for g in range(4):
             want = torch.cat([arc_d[b, d], one]) @ head.arc @ arc_h[b, g]
             assert arcs[b, d, g] == -float("inf") if d == g or not real[b, g] else torch.isclose(arcs[b, d, g], want, atol=1e-5)
         u, v = torch.cat([lab_d[b, d], one]), torch.cat([lab_h[b, heads_[b, d]], one])
-        assert torch.allclose(labels[b, d], torch.stack([u @ head.label[:, c] @ v for c in range(5)]), atol=1e-5)
+        assert not real[b, d] or torch.allclose(labels[b, d], torch.stack([u @ head.label[:, c] @ v for c in range(5)]), atol=1e-5)
 
 
 def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_out():
@@ -175,7 +178,7 @@ def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_out():
     head, h, real = heads.Biaffine(6, 5, arc=4, label=3).eval(), torch.randn(1, 4, 6), torch.ones(1, 4, dtype=torch.bool)
     gold = torch.tensor([[[-1, -1, 0], [0, 1, 1], [1, 2, 1], [-1, 3, 1]]])   # word 3's head was cut off
     arcs = head.arcs(h, real)[0].log_softmax(-1)
-    labels = head.labels(h, gold[..., 0].clamp(min=0))[0].log_softmax(-1)
+    labels = head.labels(h, gold[..., 0].clamp(min=0), batch(real).keep).log_softmax(-1)
     want = -(arcs[1, 0] + arcs[2, 1]) / 2 - (labels[1, 1] + labels[2, 2]) / 2
     assert torch.isclose(head.loss(h, batch(real, gold)), want)
 
