@@ -538,10 +538,9 @@ def warmup_decay(step, total):
 # ----------------------------------------------------------------------------------------------------- interpolation
 
 def corners(bench, g):
-    """(ends (3, P) on the device: both, src, tgt; digests by role). Parameters outside --part are those of both."""
-    reader, args = bench.reader(g.encoder, g.task), bench.args
-    ends, digests = [], {}
-    for role, m in zip(("src", "tgt", "both"), g.models()):
+    """ends (3, P) on the device: both, src, tgt. Parameters outside --part are those of both."""
+    reader, args, ends = bench.reader(g.encoder, g.task), bench.args, []
+    for m in g.models():
         path = m.folder(args.out) / "model.safetensors"
         about, tensors = load(path, None)
         try:
@@ -551,11 +550,10 @@ def corners(bench, g):
         if digest(theta) != about.get("digest"):
             raise DataError(f"{path} does not hold the parameters it was saved with: delete it and run the same command again.")
         ends.append(theta)
-        digests[role] = about["digest"]
     src, tgt, both = ends
     for end in (src, tgt):
         end[still(reader, args.part)] = both[still(reader, args.part)]
-    return torch.stack([both, src, tgt]).to(bench.device), digests
+    return torch.stack([both, src, tgt]).to(bench.device)
 
 
 def still(reader, part):
@@ -612,7 +610,7 @@ def evaluate_grid(bench, g):
             return
         began = time.time()
         reader, dev = bench.reader(g.encoder, g.task), [bench.examples(g.task, g.encoder, lang, "dev") for lang in (g.src, g.tgt)]
-        ends, _ = corners(bench, g)
+        ends = corners(bench, g)
         if not past:
             append(f, header | {"dev": {lang: dev_size(d) for lang, d in zip((g.src, g.tgt), dev)},
                                 "majority": {lang: majority(g.task, d) for lang, d in zip((g.src, g.tgt), dev)},

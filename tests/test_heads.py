@@ -173,13 +173,16 @@ def test_biaffine_scores_equal_the_sum_over_all_indices():
         assert not real[b, d] or torch.allclose(labels[b, d], torch.stack([u @ head.label[:, c] @ v for c in range(5)]), atol=1e-5)
 
 
-def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_out():
+def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_and_padding_out():
     torch.manual_seed(0)
-    head, h, real = heads.Biaffine(6, 5, arc=4, label=3).eval(), torch.randn(1, 4, 6), torch.ones(1, 4, dtype=torch.bool)
-    gold = torch.tensor([[[-1, -1, 0], [0, 1, 1], [1, 2, 1], [-1, 3, 1]]])   # word 3's head was cut off
-    arcs = head.arcs(h, real)[0].log_softmax(-1)
-    labels = head.labels(h, gold[..., 0].clamp(min=0), batch(real).keep).log_softmax(-1)
-    want = -(arcs[1, 0] + arcs[2, 1]) / 2 - (labels[1, 1] + labels[2, 2]) / 2
+    head, h = heads.Biaffine(6, 5, arc=4, label=3).eval(), torch.randn(2, 4, 6)
+    real = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    gold = torch.tensor([[[-1, -1, 0], [0, 1, 1], [1, 2, 1], [-1, 3, 1]],        # word 3's head was cut off
+                         [[-1, -1, 0], [0, 4, 1], [-1, -1, -1], [-1, -1, -1]]])
+    keep = batch(real).keep
+    arcs = head.arcs(h, real).log_softmax(-1)
+    labels = head.labels(h, gold[..., 0].clamp(min=0), keep)[batch(real).place].log_softmax(-1)
+    want = -(arcs[0, 1, 0] + arcs[0, 2, 1] + arcs[1, 1, 0]) / 3 - (labels[0, 1, 1] + labels[0, 2, 2] + labels[1, 1, 4]) / 3
     assert torch.isclose(head.loss(h, batch(real, gold)), want)
 
 

@@ -91,6 +91,26 @@ def test_the_last_layer_gives_the_same_states_when_it_works_on_the_read_position
         assert torch.allclose(early, late, atol=1e-5) and early.shape == (*batch.real.shape, early.shape[-1])
 
 
+def test_the_gradient_is_that_of_the_ordinary_module(bench):
+    for task in r.TASKS:
+        b = bench(task=task)
+        reader = b.reader(b.args.encoder[0], task).train()
+        batch, theta = b.examples(task, b.args.encoder[0], "en", "train").batch(np.arange(7)), reader.start(3)
+        found, out = reader.views(theta), torch.zeros_like(theta)
+        torch.manual_seed(0)   # the same dropout
+        loss = reader.gradient(theta, batch, out)
+        with torch.no_grad():
+            for n, p in reader.named_parameters():
+                p.copy_(found[n])
+        torch.manual_seed(0)
+        want = reader(batch)
+        want.backward()
+        assert torch.isclose(loss, want) and out.abs().sum() > 0
+        for n, p in reader.named_parameters():
+            assert torch.allclose(reader.views(out)[n], torch.zeros_like(p) if p.grad is None else p.grad, atol=1e-6), n
+        reader.zero_grad()
+
+
 def test_a_bilingual_epoch_has_one_language_a_batch_and_every_sentence_once():
     sets = {"de": (range(21), None), "en": (range(50), None)}
     for epoch in range(2):
@@ -191,7 +211,7 @@ def test_parts_leave_the_other_parameters_at_the_bilingual_model(bench):
     for part in ("encoder", "head"):
         b = bench("--lines-only", "--part", part)
         header, points = run(b)
-        ends, _ = r.corners(b, grid_of(b))
+        ends = r.corners(b, grid_of(b))
         split = b.reader(b.args.encoder[0], "pos").split
         still = slice(split, None) if part == "encoder" else slice(0, split)
         moving = slice(0, split) if part == "encoder" else slice(split, None)
