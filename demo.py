@@ -29,7 +29,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 TEXTS = 15000  # pretraining texts of a language; one in five is a sentence pair
 STEPS, BATCH, LR, MASKED = 2500, 64, 2e-3, .2  # with fewer than half of these steps the languages hardly align
-PAIRED = 5     # one text in five is a sentence pair
+PAIRED, NO_PAIR = 5, -1  # one text in five is a pair of sentences; every other of them belongs together
 DROP = .15     # neutral and contradicting hypotheses lose a modifier this often, so that length is not the answer
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -295,19 +295,22 @@ def write_data(folder):
 # ---- encoder --------------------------------------------------------------------------------------------------------
 
 def pretraining_texts():
-    """Texts of both languages, no two of them parallel: (sentence,), or (sentence, its edit or that of another one)."""
+    """Texts of both languages, no two of them parallel: ((sentence,), NO_PAIR) or ((sentence, edit), follows).
+
+    follows: 1 where the edit is that of the sentence, 0 where it is another one's.
+    """
     texts = []
     for language in LANGUAGES:
         rng = random.Random(f"{language} text")
         pairs = [pair(rng, language)[:2] for _ in range(TEXTS // PAIRED)]
-        texts += [(first, second if i % 2 else pairs[i - 2][1]) for i, (first, second) in enumerate(pairs)]
-        texts += [(text(clause(rng), language),) for _ in range(TEXTS - len(pairs))]
+        texts += [((first, second), 1) if i % 2 else ((first, pairs[i - 2][1]), 0) for i, (first, second) in enumerate(pairs)]
+        texts += [((text(clause(rng), language),), NO_PAIR) for _ in range(TEXTS - len(pairs))]
     return texts
 
 
 def vocabulary(texts):
     """Special tokens, characters, then the words, frequent ones first; a trainer would order them anew on every run."""
-    counts = Counter(word for parts in texts for part in parts for word in part.split())
+    counts = Counter(word for parts, _ in texts for part in parts for word in part.split())
     characters = sorted({character for word in counts for character in word})
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
     return SPECIALS + characters + ["##" + character for character in characters] + words
@@ -321,14 +324,10 @@ def write_tokenizer(folder, texts):
 
 
 def buckets(texts, tokenizer):
-    """Subword ids, token types and `follows` of texts of one length: a list of (3, N, L), so that no batch needs padding.
-
-    follows: 1 where the second sentence of a pair is an edit of the first, 0 where it is not, -100 for single sentences.
-    """
-    encoded = tokenizer([parts if len(parts) == 2 else parts[0] for parts in texts])
+    """Subword ids, token types and follows of texts of one length: a list of (3, N, L), so that no batch needs padding."""
+    encoded = tokenizer([parts if len(parts) == 2 else parts[0] for parts, _ in texts])
     lengths = {}
-    for i, (ids, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"])):
-        follows = i % TEXTS % 2 if len(texts[i]) == 2 else -100
+    for (_, follows), ids, types in zip(texts, encoded["input_ids"], encoded["token_type_ids"]):
         lengths.setdefault(len(ids), []).append((ids, types, [follows] * len(ids)))
     return [torch.tensor(rows).transpose(0, 1).contiguous() for rows in lengths.values()]
 
@@ -348,7 +347,7 @@ def pretrain(model, paired, groups, steps, progress):
         masked = (torch.rand(ids.shape, generator=generator) < MASKED) & (ids >= len(SPECIALS))
         hidden = model.bert(ids.masked_fill(masked, SPECIALS.index("[MASK]")), token_type_ids=types)[0]
         loss = cross_entropy(model.cls(hidden[masked]), ids[masked])  # logits only where needed
-        pairs = follows[:, 0] >= 0
+        pairs = follows[:, 0] != NO_PAIR
         if pairs.any():
             loss = loss + cross_entropy(paired(hidden[pairs, 0]), follows[pairs, 0])
         loss.backward()

@@ -109,7 +109,7 @@ def test_pretraining_teaches_masked_words_and_the_encoder_loads(tmp_path, monkey
 def masked_loss(model, tokenizer):
     """Mean loss over the second word of some sentences, hidden one sentence at a time."""
     losses = []
-    for parts in demo.pretraining_texts()[1:100]:
+    for parts, _ in demo.pretraining_texts()[1:100]:
         ids = tokenizer(*parts, return_tensors="pt")["input_ids"]
         hidden = ids.clone()
         hidden[0, 2] = tokenizer.mask_token_id
