@@ -12,6 +12,7 @@ To add a language, add its treebank to TREEBANKS (and its git names to UD_GIT_NA
 import hashlib
 import http.client
 import io
+import math
 import os
 import re
 import tarfile
@@ -430,14 +431,16 @@ class Encoded:
         return Batch(ids, types.long(), mask if padded else None, read.flatten()[keep], place, keep, real, rows,
                      self.gold[inside].long().masked_fill_(~real[..., None], -1))
 
-    def batches(self, tokens):
-        """All windows as Batches sorted by length, at most `tokens` padded subwords each, made once and kept."""
+    def batches(self, tokens, waste=math.inf):
+        """All windows as Batches sorted by length, made once and kept; at most `tokens` subwords each, `waste` of them padding."""
         if not hasattr(self, "kept"):
-            order, first, self.kept = np.argsort(self.lengths, kind="stable"), 0, []
-            for i in range(1, len(order) + 1):
-                if i == len(order) or (i + 1 - first) * self.lengths[order[i]] > tokens:
+            order, first, real, self.kept = np.argsort(self.lengths, kind="stable"), 0, 0, []
+            for i, length in enumerate([*self.lengths[order].tolist(), math.inf]):
+                padded = (i + 1 - first) * length                  # with this window; the windows before are shorter
+                if i > first and (padded > tokens or padded - real - length > waste):
                     self.kept.append(self.batch(order[first:i]))
-                    first = i
+                    first, real = i, 0
+                real += length
         return self.kept
 
 

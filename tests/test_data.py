@@ -147,13 +147,14 @@ def test_batches_hold_every_window_once_and_pad_nothing_real(tokenizer):
     rng = np.random.default_rng(0)
     examples = [(["a"] * n, [(int(i) % 17,) for i in rng.integers(0, 17, n)]) for n in rng.integers(1, 60, 100)]
     dev = data.encode_words(examples, tokenizer, "dev", "x").to("cpu")
-    for tokens in (200, 10**6):
+    for tokens, waste in ((200, 10**6), (200, 9), (10**6, 10**6), (10**6, 0)):
         dev.__dict__.pop("kept", None)
-        batches = dev.batches(tokens)
+        batches = dev.batches(tokens, waste)
         rows = torch.cat([b.rows[b.real] for b in batches])
         assert sorted(rows.tolist()) == list(range(len(dev.read)))
         assert torch.equal(torch.cat([b.gold[b.real] for b in batches]), dev.gold[rows])
         assert all(b.ids.numel() <= tokens or len(b.ids) == 1 for b in batches)
+        assert all((b.ids == dev.pad).sum() <= waste for b in batches)
         for b in batches:
             assert torch.equal(b.ids != dev.pad, torch.ones_like(b.ids, dtype=torch.bool) if b.mask is None else b.mask)
             assert (b.rows[~b.real] == len(dev.read)).all() and (b.gold[~b.real] == -1).all()
