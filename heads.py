@@ -160,12 +160,12 @@ def arborescence(s):
     inside[cycle] = True
     cycle, rest = np.flatnonzero(inside), np.flatnonzero(~inside)   # rest[0] is node 0
     n = len(rest)
-    gain = s[np.ix_(cycle, rest)] - s[cycle, heads[cycle]][:, None]   # of breaking the cycle at a node, by new head
+    gain = s[cycle[:, None], rest] - s[cycle, heads[cycle]][:, None]   # of breaking the cycle at a node, by new head
     enter = gain.argmax(0)                                            # for each outside head: the node to break at
-    out = s[np.ix_(rest, cycle)]
+    out = s[rest[:, None], cycle]
     leave = out.argmax(1)                                             # for each outside dependent: its head inside
     small = np.full((n + 1, n + 1), -np.inf)                          # node n stands for the cycle
-    small[:n, :n] = s[np.ix_(rest, rest)]
+    small[:n, :n] = s[rest[:, None], rest]
     small[n, :n] = gain[enter, np.arange(n)]
     small[:n, n] = out[np.arange(n), leave]
     found = arborescence(small)

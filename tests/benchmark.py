@@ -6,7 +6,7 @@
 
 The plain baseline stands in this file. It takes the windows (subword ids, read positions, gold) from the kit and does the
 rest itself: load_state_dict at every point, dev sentences in file order, batches of 32 padded to the longest, fp32, scores
-counted word by word, and for parsing the labels of every pair of words and Chu-Liu-Edmonds on every sentence. Kit and
+counted word by word, and for parsing the labels of every pair of positions and Chu-Liu-Edmonds on every sentence. Kit and
 baseline take turns, after a warm-up, and medians are printed. If their scores differ, this says so and exits with 1.
 
 --task (default all), --src (en), --tgt (de), --encoder, --data, --limit, --device and --precision (of the kit; the baseline
@@ -61,7 +61,7 @@ class PlainTagger(nn.Module):
 
 
 class PlainParser(nn.Module):
-    """Biaffine arcs, and labels for every pair of words; position 0 is the root."""
+    """Biaffine arcs, and labels, for every pair of positions, of which the words are taken then; position 0 is the root."""
 
     def __init__(self, hidden, labels, arc, label):
         super().__init__()
@@ -72,13 +72,15 @@ class PlainParser(nn.Module):
         self.label = nn.Parameter(torch.empty(label + 1, labels, label + 1))
 
     def forward(self, hidden, batch):
-        h = self.drop(hidden.gather(1, batch["read"][..., None].expand(-1, -1, hidden.shape[-1])))  # (B, N, H)
+        h = self.drop(hidden)                                                                      # (B, L, H)
         arc_dep, arc_head, dep, head = (self.inner_drop(F.elu(layer(h))) for layer in (
             self.arc_dep, self.arc_head, self.label_dep, self.label_head))
         arc_dep, dep, head = (F.pad(x, (0, 1), value=1.0) for x in (arc_dep, dep, head))
-        arcs = torch.einsum("bxi,ij,byj->bxy", arc_dep, self.arc, arc_head)                       # (B, N, N)
-        arcs = arcs.masked_fill(torch.eye(arcs.shape[1], device=arcs.device).bool() | ~batch["real"][:, None], -1e9)
-        return arcs, torch.einsum("bxi,icj,byj->bxyc", dep, self.label, head)                     # (B, N, N, C)
+        arcs = torch.einsum("bxi,ij,byj->bxy", arc_dep, self.arc, arc_head)                       # (B, L, L)
+        labels = torch.einsum("bxi,icj,byj->bxyc", dep, self.label, head)                         # (B, L, L, C)
+        rows, word, other = torch.arange(len(h), device=h.device)[:, None, None], batch["read"][:, :, None], batch["read"][:, None]
+        arcs, labels = arcs[rows, word, other], labels[rows, word, other]                         # (B, N, N), (B, N, N, C)
+        return arcs.masked_fill(torch.eye(arcs.shape[1], device=arcs.device).bool() | ~batch["real"][:, None], -1e9), labels
 
     def loss(self, scores, batch):
         (arcs, labels), (head, relation) = scores, batch["gold"].unbind(-1)[:2]
