@@ -365,7 +365,7 @@ def write_encoder(folder, steps=STEPS, progress=print):
     """Write a tiny BERT and its tokenizer; with 0 steps the control, the same with its random initial weights."""
     texts = pretraining_texts()
     tokenizer = write_tokenizer(folder, texts)
-    # ReLU and two heads: other choices take longer on a CPU
+    # ReLU and two heads: GELU and four take longer on a CPU
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=256, max_position_embeddings=128, hidden_dropout_prob=0.,
                         attention_probs_dropout_prob=0., hidden_act="relu", initializer_range=.05)
