@@ -1,461 +1,300 @@
 """How fast the kit is beside the obvious way to do the same, on this machine. It is no part of the tests.
 
-    python tests/benchmark.py --encoder ENCODER --data DATA                                # one process: two tables
-    torchrun --nproc-per-node 2 tests/benchmark.py --encoder ENCODER --data DATA           # what a second one brings
-    python tests/benchmark.py --encoder ENCODER --data DATA --device cuda --plane --train  # whole jobs too
+    python tests/benchmark.py --encoder FOLDER --data DATA                                 # one process
+    torchrun --nproc-per-node 2 tests/benchmark.py --encoder FOLDER --data DATA            # a second one too
+    python tests/benchmark.py --encoder FOLDER --data DATA --device cuda --plane --train   # whole jobs too
 
-The plain baseline stands in this file. It takes the windows (subword ids, read positions, gold) from the kit and does the
-rest itself: load_state_dict at every point, dev sentences in file order, batches of 32 padded to the longest, fp32, scores
-counted word by word, and for parsing the labels of every pair of positions and Chu-Liu-Edmonds on every sentence. Kit and
-baseline take turns, after a warm-up, and medians are printed. If their scores differ, this says so and exits with 1.
+The plain baseline takes windows from the kit and does the rest as any tutorial would: load_state_dict at
+every point, dev sentences in file order, batches of 32 padded to the longest, fp32, and for parsing the
+labels of every pair of words and a spanning tree for every sentence. Kit and baseline take turns, after a
+warm-up; medians are printed. Where counts differ by more than rounding, this says so and exits with 1.
+Memory is the largest so far, of the GPU or of this process; the matrix rate is that of one large product.
 
---task (default all), --src (en), --tgt (de), --encoder, --data, --limit, --device and --precision (of the kit; the baseline
-is fp32) are those of reproduce.py. A local encoder folder without weights gets random ones.
+--task (default all), --src (en), --tgt (de), --encoder, --data, --limit, --device and --precision (of the
+kit's training) are those of reproduce.py. A local encoder folder without weights gets random ones.
 """
 
 import argparse
-import resource
-import shlex
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import data  # noqa: E402
-import heads  # noqa: E402
-import reproduce  # noqa: E402
+import heads
+import reproduce
+import results
+import train
 
 BATCH = 32
-LR = 5e-4     # high, since the three endpoints get few steps
-TIES = 5      # decisions of a dev set that may differ in fp32: two labels or trees of equal score, up to rounding
-BF16 = 0.1    # what a score may differ by in bf16
+LR = 5e-4     # high, since the three corners get few steps
+TIES = 5      # decisions of a dev set that may differ in fp32: labels or trees of equal score, up to rounding
+TF32 = 0.1    # what a score may differ by in tf32
+
+# ---- the plain baseline -----------------------------------------------------------------------------------
+
+class AllPairs(heads.Biaffine):
+    """The parser without thrift: labels of every pair of words, a spanning tree for every sentence."""
+
+    def labels(self, h, heads):
+        dep = F.pad(self.inner(self.label_dep, h), (0, 1), value=1.0)
+        head = F.pad(self.inner(self.label_head, h), (0, 1), value=1.0)                 # (B, N, D+1)
+        every = torch.einsum("bxi,icj,byj->bxyc", dep, self.label, head)                # (B, N, N, C)
+        return every.gather(2, heads[..., None, None].expand(-1, -1, 1, every.shape[-1]))[:, :, 0]
+
+    def predict(self, h, batch):
+        scores, trees = self.arcs(h, batch.real).double().cpu().numpy(), torch.zeros_like(batch.read)
+        for tree, score, n in zip(trees, scores, batch.real.sum(1).tolist()):
+            tree[:n] = torch.from_numpy(heads.best_tree(score[:n, :n]))
+        return torch.stack([trees, self.labels(h, trees).argmax(-1)], -1)
 
 
-# --------------------------------------------------------------------------------------------------- the plain baseline
-
-class PlainTagger(nn.Module):
-    """A label for every subword."""
-
-    def __init__(self, hidden, labels):
-        super().__init__()
-        self.drop, self.out = nn.Dropout(0.2), nn.Linear(hidden, labels)
-
-    def forward(self, hidden, batch):
-        return self.out(self.drop(hidden))                                                        # (B, L, C)
-
-    def loss(self, scores, batch):
-        scores = scores.gather(1, batch["read"][..., None].expand(-1, -1, scores.shape[-1]))
-        return F.cross_entropy(scores.flatten(0, 1), batch["gold"].flatten(), ignore_index=-1)
-
-    def predict(self, scores, chunk):
-        return [[labels[i] for i in window["read"]] for labels, window in zip(scores.argmax(-1).tolist(), chunk)]
-
-
-class PlainParser(nn.Module):
-    """Biaffine arcs, and labels, for every pair of positions, of which the words are taken then; position 0 is the root."""
-
-    def __init__(self, hidden, labels, arc, label):
-        super().__init__()
-        self.drop, self.inner_drop = nn.Dropout(0.2), nn.Dropout(0.33)
-        self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
-        self.label_dep, self.label_head = nn.Linear(hidden, label), nn.Linear(hidden, label)
-        self.arc = nn.Parameter(torch.empty(arc + 1, arc))
-        self.label = nn.Parameter(torch.empty(label + 1, labels, label + 1))
-
-    def forward(self, hidden, batch):
-        h = self.drop(hidden)                                                                      # (B, L, H)
-        arc_dep, arc_head, dep, head = (self.inner_drop(F.elu(layer(h))) for layer in (
-            self.arc_dep, self.arc_head, self.label_dep, self.label_head))
-        arc_dep, dep, head = (F.pad(x, (0, 1), value=1.0) for x in (arc_dep, dep, head))
-        arcs = torch.einsum("bxi,ij,byj->bxy", arc_dep, self.arc, arc_head)                       # (B, L, L)
-        labels = torch.einsum("bxi,icj,byj->bxyc", dep, self.label, head)                         # (B, L, L, C)
-        rows, word, other = torch.arange(len(h), device=h.device)[:, None, None], batch["read"][:, :, None], batch["read"][:, None]
-        arcs, labels = arcs[rows, word, other], labels[rows, word, other]                         # (B, N, N), (B, N, N, C)
-        return arcs.masked_fill(torch.eye(arcs.shape[1], device=arcs.device).bool() | ~batch["real"][:, None], -1e9), labels
-
-    def loss(self, scores, batch):
-        (arcs, labels), (head, relation) = scores, batch["gold"].unbind(-1)[:2]
-        labels = labels.gather(2, head.clamp(min=0)[..., None, None].expand(-1, -1, -1, labels.shape[-1]))
-        return (F.cross_entropy(arcs.flatten(0, 1), head.flatten(), ignore_index=-1)
-                + F.cross_entropy(labels.flatten(0, 2), relation.masked_fill(head < 0, -1).flatten(), ignore_index=-1))
-
-    def predict(self, scores, chunk):
-        arcs, labels, sizes = scores[0].tolist(), scores[1].argmax(-1).tolist(), [len(w["read"]) for w in chunk]
-        trees = [one_root_tree([row[:n] for row in a[:n]]) for a, n in zip(arcs, sizes)]
-        return [[(head, labels[b][word][head]) for word, head in enumerate(tree)] for b, tree in enumerate(trees)]
-
-
-class Plain(nn.Module):
-    """Encoder and head as an ordinary module, with the kit's parameter names and values."""
+class Plain:
+    """The same data, parameters and scores, used as in any tutorial."""
 
     def __init__(self, kit):
-        super().__init__()
-        self.device, self.count = kit.bench.device, {"ner": count_spans, "parsing": count_arcs}.get(kit.task, count_labels)
-        self.encoder = AutoModel.from_pretrained(heads.HUB.get(kit.encoder, kit.encoder), dtype=torch.float32)
-        self.encoder.pooler = None
-        sizes, like = (self.encoder.config.hidden_size, len(reproduce.TASKS[kit.task].labels)), kit.reader.head
-        self.head = (PlainParser(*sizes, like.arc.shape[1], like.label.shape[2] - 1) if kit.task == "parsing"
-                     else PlainTagger(*sizes))
-        self.ends = [{n: v.clone() for n, v in kit.reader.views(end).items()} for end in kit.ends]
-        self.load_state_dict(self.ends[0])
-        self.to(self.device)
-        self.adam = torch.optim.Adam(self.parameters(), lr=LR, betas=(0.9, 0.99))
-        self.dev, self.train_set = [(windows_of(d), d.lost) for d in kit.dev], windows_of(kit.train_set)
-
-    def forward(self, batch):
-        extra = {"token_type_ids": batch["types"]} if self.encoder.config.type_vocab_size > 1 else {}
-        hidden = self.encoder(input_ids=batch["ids"], attention_mask=batch["mask"], **extra).last_hidden_state
-        return self.head(hidden, batch)
+        head, device = AllPairs if kit.pair.task == "parsing" else heads.Linear, kit.run.device
+        encoder, labels = heads.load_encoder(kit.pair.encoder), reproduce.TASKS[kit.pair.task].labels
+        self.model = heads.Model(encoder, head, len(labels)).to(device)
+        self.corners = [{name: p.to(device) for name, p in corner.items()} for corner in kit.corners]
+        self.adam = torch.optim.Adam(self.model.parameters(), lr=LR, betas=(0.9, 0.99))
+        self.dev, self.score = kit.dev, kit.score
 
     @torch.no_grad()
     def point(self, a1, a2):
         """Counts [right, all], by language and score, at a point of the plane."""
-        both, src, tgt = self.ends
-        self.load_state_dict({n: both[n] + a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n]) for n in both})
-        self.eval()
+        both, src, tgt = self.corners
+        point = {n: both[n] + a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n]) for n in both}
+        self.model.eval().load_state_dict(point)
         counts = []
-        for windows, lost in self.dev:
-            sentences = []                                     # (prediction, gold)
-            for i in range(0, len(windows), BATCH):
-                chunk = windows[i:i + BATCH]
-                for window, prediction in zip(chunk, self.head.predict(self(collate(chunk, self.device)), chunk)):
-                    if window["new"]:
-                        sentences.append(([], []))
-                    sentences[-1][0].extend(prediction)
-                    sentences[-1][1].extend(window["gold"])
-            counts.append(self.count(sentences, lost))
+        for dev in self.dev:
+            batches = map(dev.batch, np.split(np.arange(len(dev)), range(BATCH, len(dev), BATCH)))
+            counts.append(self.score(torch.cat([self.model(b)[b.real] for b in batches]), dev).tolist())
         return counts
 
-    def step(self, numbers):
-        """One training step on the windows of these numbers."""
-        self.train()
-        batch = collate([self.train_set[i] for i in numbers], self.device)
-        loss = self.head.loss(self(batch), batch)
+    def step(self, batch):
+        """One training step."""
+        loss = self.model.train().loss(batch)
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
 
 
-def windows_of(examples):
-    """The windows of a kit's Encoded set as plain lists, in file order."""
-    ids, start, second, read, read_start, gold, new = (
-        getattr(examples, name).tolist() for name in ("ids", "start", "second", "read", "read_start", "gold", "new"))
-    return [{"ids": ids[a:b], "types": [int(i >= s) for i in range(b - a)], "mask": [1] * (b - a), "read": read[c:d],
-             "real": [True] * (d - c), "gold": gold[c:d], "new": new[c], "pad": examples.pad}
-            for a, b, s, c, d in zip(start, start[1:], second, read_start, read_start[1:])]
-
-
-def collate(chunk, device):
-    """Tensors of some windows, padded to the longest."""
-    fillers = {"ids": chunk[0]["pad"], "types": 0, "mask": 0, "read": 0, "real": False,
-               "gold": [-1] * len(chunk[0]["gold"][0])}
-    longest = {name: max(len(w[name]) for w in chunk) for name in fillers}
-    return {name: torch.tensor([w[name] + [filler] * (longest[name] - len(w[name])) for w in chunk], device=device)
-            for name, filler in fillers.items()}
-
-
-def count_labels(sentences, lost):
-    right = [p == g for prediction, gold in sentences for p, (g,) in zip(prediction, gold)]
-    return [[sum(right), len(right)]]
-
-
-def count_spans(sentences, lost):
-    right = total = 0
-    for prediction, gold in sentences:
-        predicted, wanted = spans(prediction), spans([g for g, in gold])
-        right += 2 * len(predicted & wanted)
-        total += len(predicted) + len(wanted)
-    return [[right, total]]
-
-
-def spans(tags):
-    """{(type, first, last)} of the spans; an I- that continues none begins one."""
-    found, before = [], "O"
-    for i, name in enumerate(data.BIO[t] for t in tags):
-        if name[0] == "I" and before[2:] == name[2:]:
-            found[-1][2] = i
-        elif name != "O":
-            found.append([name[2:], i, i])
-        before = name
-    return {tuple(span) for span in found}
-
-
-def count_arcs(sentences, lost):
-    scored = [(p, g) for prediction, gold in sentences for p, (*g, scored) in zip(prediction, gold) if scored]
-    labelled = sum(p == tuple(g) for p, g in scored)
-    unlabelled = sum(p[0] == g[0] for p, g in scored)
-    return [[labelled, len(scored) + lost], [unlabelled, len(scored) + lost]]
-
-
-def one_root_tree(scores):
-    """Heads of the best tree with one root word; where more words want to be it, each of them is tried alone."""
-    tree = chu_liu_edmonds(scores)
-    roots = [i for i in range(1, len(tree)) if tree[i] == 0]
-    if len(roots) == 1:
-        return tree
-    trees = [chu_liu_edmonds([row if i in (0, root) else [-1e9, *row[1:]] for i, row in enumerate(scores)])
-             for root in roots]
-    return max(trees, key=lambda tree: sum(scores[i][tree[i]] for i in range(1, len(tree))))
-
-
-def chu_liu_edmonds(scores):
-    """Heads of the best tree from node 0 under scores[dependent][head]."""
-    nodes = range(len(scores))
-    tree = [0] + [max((h for h in nodes if h != d), key=scores[d].__getitem__) for d in nodes[1:]]
-    cycle = cycle_of(tree)
-    if not cycle:
-        return tree
-    rest = [i for i in nodes if i not in cycle]
-    small = [[scores[d][h] for h in rest] + [max(scores[d][c] for c in cycle)] for d in rest]
-    small.append([max(scores[c][h] - scores[c][tree[c]] for c in cycle) for h in rest] + [0.0])
-    found = chu_liu_edmonds(small)
-    above = rest[found[-1]]                                    # the cycle is broken where this head gains most
-    tree[max(cycle, key=lambda c: scores[c][above] - scores[c][tree[c]])] = above
-    for d, h in zip(rest[1:], found[1:]):
-        tree[d] = rest[h] if h < len(rest) else max(cycle, key=scores[d].__getitem__)
-    return tree
-
-
-def cycle_of(tree):
-    for start in range(1, len(tree)):
-        path, node = [], start
-        while node and node not in path:
-            path.append(node)
-            node = tree[node]
-        if node:
-            return path[path.index(node):]
-    return None
-
-
-# -------------------------------------------------------------------------------------------------------------- the kit
+# ---- the kit ----------------------------------------------------------------------------------------------
 
 class Kit:
-    """What reproduce.py does at a point and in a training step, with three endpoints fine-tuned a little."""
+    """What reproduce.py does at a point and in a training step; its three corners are fine-tuned a little."""
 
-    def __init__(self, bench, task):
-        self.bench, self.task, self.encoder = bench, task, bench.args.encoder[0]
-        self.reader = bench.reader(self.encoder, task)
-        self.dev, train = ([bench.examples(task, self.encoder, lang, split) for lang in (bench.args.src[0], bench.args.tgt[0])]
-                           for split in ("dev", "train"))
-        ends = []
-        for sets in (train, train[:1], train[1:]):             # both, source, target
+    def __init__(self, run, task):
+        self.run, self.corners, rng = run, [], np.random.default_rng(1)
+        self.pair = reproduce.Pair(task, run.args.encoder[0], run.args.src[0], run.args.tgt[0], 1)
+        self.score = heads.SCORES[reproduce.TASKS[task].metrics[0]]
+        self.dev, train_sets = ([run.examples(task, self.pair.encoder, lang, split)
+                                 for lang in self.pair[2:4]] for split in ("dev", "train"))
+        for sets in (train_sets, train_sets[:1], train_sets[1:]):   # both, source, target
             self.begin()
-            for i in range(bench.args.steps):
-                self.train_set = sets[i % len(sets)]
-                self.step(np.random.default_rng(i).permutation(len(self.train_set))[:BATCH])
-            ends.append(self.theta)
-        self.ends, self.train_set = torch.stack(ends), train[0]
+            for i in range(run.args.steps):
+                examples = sets[i % len(sets)]
+                self.step(examples.batch(rng.integers(len(examples), size=BATCH)))
+            self.corners.append({name: p.detach().cpu().clone() for name, p in self.model.named_parameters()})
+        self.train_set = train_sets[0]
         self.begin()
+        self.plane = reproduce.Plane(run.model(self.pair), *self.corners)
 
     def begin(self):
-        self.theta = self.reader.start(1).to(self.bench.device)
-        self.theta.grad = torch.zeros_like(self.theta)
-        self.adam = torch.optim.Adam([self.theta], lr=LR, betas=(0.9, 0.99), fused=True)
+        """A model before its first step; its learning rate all but stays."""
+        self.model = self.run.model(self.pair)
+        settings = train.Settings(10 ** 9, LR, [], warmup=0.0, precision=self.run.args.precision)
+        with open(Path(self.run.args.out, "train.jsonl"), "a+b") as journal:
+            self.training = train.Run(self.model, settings, {}, journal)
 
+    @torch.no_grad()
     def point(self, a1, a2):
         """Counts [right, all], by language and score, at a point of the plane."""
-        weights = torch.tensor([1 - a1 - a2, a1, a2], dtype=torch.float32, device=self.bench.device)
-        theta = self.bench.cast(reproduce.interpolate(torch.empty_like(self.ends[0]), self.ends, weights))
-        return torch.stack([self.bench.counts(self.reader, theta, self.task, d) for d in self.dev]).tolist()
+        self.plane.move(a1, a2)
+        return [self.score(self.run.predictions(self.plane, dev), dev).tolist() for dev in self.dev]
 
-    def step(self, numbers):
-        """One training step on the windows of these numbers."""
-        self.reader.train()
-        with self.bench.precise():
-            self.reader.gradient(self.bench.cast(self.theta), self.train_set.batch(numbers), self.theta.grad)
-        self.adam.step()
+    def step(self, batch):
+        """One training step."""
+        self.training.steps(self.training.step + 1, lambda step, parts: [batch], tqdm(disable=True))
 
-    def flops(self):
-        """Operations of a point on real subwords: two a parameter beyond the embeddings, and the attention."""
-        c, named = self.reader.encoder.config, self.reader.encoder.named_parameters()
-        body = sum(p.numel() for n, p in named if "embeddings" not in n)
-        head = sum(p.numel() for p in self.reader.head.parameters())
-        return sum(2 * body * d.lengths.sum() + 2 * head * d.reads.sum()
-                   + 4 * c.num_hidden_layers * c.hidden_size * (d.lengths.astype(float) ** 2).sum() for d in self.dev)
+    def operations(self):
+        """Of a point, on real subwords: two a parameter beyond the embeddings, and the attention."""
+        size, config = {"encoder": 0, "head": 0}, self.model.encoder.config
+        for name, p in self.model.named_parameters():
+            size[name.split(".")[0]] += 0 if "embeddings" in name else 2 * p.numel()
+        attention = 4 * config.num_hidden_layers * config.hidden_size
+        return sum(size["encoder"] * d.lengths.sum() + size["head"] * d.reads.sum()
+                   + attention * np.square(d.lengths).sum() for d in self.dev)
 
 
-# ------------------------------------------------------------------------------------------------------------ measuring
+# ---- measuring --------------------------------------------------------------------------------------------
 
-def some_points(bench):
-    """Points spread over the plane."""
-    every = reproduce.points(lines_only=False)
-    return every[::max(1, len(every) // bench.args.points)][:bench.args.points]
-
-
-def timed(device, work, *args):
+def timed(run, work, *args):
     """(seconds, result) of a call, the device's work included."""
     began = time.perf_counter()
     result = work(*args)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.zeros(1, device=run.device).item()   # the device does one thing after the other
     return time.perf_counter() - began, result
 
 
-def in_turn(device, kit, plain, calls):
-    """(calls a second of kit, of plain, their ratio, results of kit, of plain); the first call is made twice, to warm up.
-
-    The two go in alternating order; the ratio is the median over the calls, whose two times lie side by side.
-    """
-    rounds = []
+def in_turn(run, kit, plain, calls):
+    """(calls a second of kit, of plain, their ratio, results of kit, of plain); the first call warms up too.
+    The two go in alternating order; the ratio is the median over calls, whose two times lie side by side."""
+    chosen, rounds = torch.get_float32_matmul_precision(), []
     for i, args in enumerate([calls[0], *calls]):
-        took = {work: timed(device, work, *args) for work in ((kit, plain) if i % 2 else (plain, kit))}
+        took = {}
+        for work in (kit, plain) if i % 2 else (plain, kit):
+            torch.set_float32_matmul_precision(chosen if work == kit else "highest")
+            took[work] = timed(run, work, *args)
         rounds.append((*took[kit], *took[plain]))
-    fast, found, slow, wanted = zip(*rounds[1:])
-    ratio = statistics.median(s / f for f, s in zip(fast, slow))
-    return 1 / statistics.median(fast), 1 / statistics.median(slow), ratio, np.array(found, float), np.array(wanted, float)
+    torch.set_float32_matmul_precision(chosen)
+    fast, found, slow, wanted = map(np.array, zip(*rounds[1:]))
+    return 1 / np.median(fast), 1 / np.median(slow), np.median(slow / fast), found, wanted
 
 
-def matrix_rate(bench):
-    """Operations a second of one large matrix product in the kit's precision."""
-    n = 8192 if bench.device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=bench.device, dtype=torch.bfloat16 if bench.args.precision == "bf16" else torch.float32)
-    return 2 * n ** 3 / statistics.median([timed(bench.device, torch.mm, a, a)[0] for _ in range(10)][1:])
+def matrix_rate(run):
+    """Operations a second of one large matrix product in the precision that points are scored in."""
+    n = 8192 if run.device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=run.device)
+    return 2 * n ** 3 / np.median([timed(run, torch.mm, a, a)[0] for _ in range(10)][1:])
 
 
-def decoding(bench, trees):
-    """Sentences a second of heads.decode, 32 at once, 10 to 40 words each; their argmax is always a tree, or never."""
+def decoding(run, trees):
+    """Sentences a second of heads.decode, 32 at once, 10 to 40 words; argmax is always a tree, or never."""
     rng, batches = np.random.default_rng(1), []
-    for n in np.arange(11, 42):                                # with the root
-        scores = rng.standard_normal((32, n, n), dtype=np.float32)
-        for s in scores:
-            order = rng.permutation(np.arange(1, n))
-            s[order[0], 0] += 100.0 * trees
-            for i in range(1, n - 1):
-                s[order[i], order[rng.integers(i)]] += 100.0 * trees
-            s[1, 2], s[2, 1] = (s[1, 2], s[2, 1]) if trees else (100.0, 100.0)   # two words that want each other
-        arcs = torch.from_numpy(scores).to(bench.device).masked_fill_(torch.eye(n, device=bench.device).bool(), -torch.inf)
-        batches.append((arcs, torch.ones(32, n, dtype=torch.bool, device=bench.device)))
-    took = [timed(bench.device, lambda: [heads.decode(*b) for b in batches])[0] for _ in range(4)]
-    return 32 * len(batches) / statistics.median(took[1:])
+    for n in range(11, 42):   # with the root
+        scores, word = rng.standard_normal((32, n, n)), np.arange(1, n)
+        if trees:
+            scores[:, word, word - 1] += 100.0
+        else:
+            scores[:, 1, 2] = scores[:, 2, 1] = 100.0   # two words that want each other
+        scores[:, word, word] = -np.inf
+        scores = torch.tensor(scores, dtype=torch.float32, device=run.device)
+        batches.append((scores, torch.ones(32, n, dtype=torch.bool, device=run.device)))
+    took = [timed(run, lambda: [heads.decode(*b) for b in batches])[0] for _ in range(4)]
+    return 32 * len(batches) / np.median(took[1:])
 
 
-def reading(bench, task):
+def reading(run, task):
     """Seconds to read and encode the train and dev files of both languages."""
-    t, tokenizer = reproduce.TASKS[task], heads.load_encoder(bench.args.encoder[0]).tokenizer
-
-    def work():
-        for lang in (bench.args.src[0], bench.args.tgt[0]):
-            for split in ("train", "dev"):
-                data.load(t.file(bench.args.data, lang, split), lang, split, t.read, t.encode, tokenizer, bench.args.limit)
-    return statistics.median(timed(bench.device, work)[0] for _ in range(3))
+    args, fresh = run.args, reproduce.Run(run.args)   # it has encoded nothing yet
+    files = [(lang, split) for lang in (args.src[0], args.tgt[0]) for split in ("train", "dev")]
+    return sum(timed(run, fresh.examples, task, args.encoder[0], *file)[0] for file in files)
 
 
-def plane(bench):
-    """Seconds of a whole plane of POS, written to a file as in a run."""
-    kit, todo = Kit(bench, "pos"), reproduce.points(lines_only=False)
-    grid = reproduce.Grid("pos", kit.encoder, bench.args.src[0], bench.args.tgt[0], 1)
-    kit.point(0.0, 0.0)
-    with tempfile.TemporaryFile() as f:
-        return timed(bench.device, reproduce.evaluate_points, bench, kit.reader, grid, kit.ends, kit.dev, todo, f, "plane")[0]
+def plane(run):
+    """Seconds of a whole plane of POS, from three saved models to its file, as in a run."""
+    kit = Kit(run, "pos")
+    for unit, corner in zip(kit.pair.models(), kit.corners):
+        path = unit.path(run.args.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"config": reproduce.model_config(run, unit), "digest": results.digest(corner)}
+        results.save_tensors(path, corner, about)
+    return timed(run, reproduce.evaluate, run, kit.pair)[0]
 
 
-def peak(bench):
+def peak(run):
     """Peak memory of this process so far in MB, on the GPU or on the CPU."""
-    return (torch.cuda.max_memory_allocated(bench.device) / 1e6 if bench.device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+    gpu = run.device.type == "cuda"
+    return torch.cuda.max_memory_allocated() / 1e6 if gpu else getrusage(RUSAGE_SELF).ru_maxrss / 1e3
 
 
-# ----------------------------------------------------------------------------------------------------------------- main
-
-def compare(bench, task, rate):
+def compare(run, task, rate):
     """Print a task's row; returns whether kit and baseline disagree."""
-    kit = Kit(bench, task)
+    kit = Kit(run, task)
     kit.point(0.0, 0.0)
-    kit_peak, plain = peak(bench), Plain(kit)
-    fast, slow, ratio, found, wanted = in_turn(bench.device, kit.point, plain.point, some_points(bench))
-    score = np.abs(100 * found[..., 0] / found[..., 1] - 100 * wanted[..., 0] / wanted[..., 1]).max()
+    kit_peak, plain = peak(run), Plain(kit)
+    fast, slow, ratio, found, wanted = in_turn(run, kit.point, plain.point, run.args.points)
+    score = 100 * np.abs(found[..., 0] / found[..., 1] - wanted[..., 0] / wanted[..., 1]).max()
     count, sentences = np.abs(found - wanted).max(), sum(d.counts["sentences"] for d in kit.dev)
-    batches = np.random.default_rng(1).integers(len(kit.train_set), size=(15, 1, BATCH))
-    steps = in_turn(bench.device, kit.step, plain.step, batches)
-    print(f"| {task} | {fast:.3f} | {slow:.3f} | {ratio:.2f} | {fast * sentences:.0f} | {slow * sentences:.0f} | "
-          f"{100 * kit.flops() * fast / rate:.0f} % | {steps[0]:.2f} | {steps[1]:.2f} | {steps[2]:.2f} | "
-          f"{score:.3f} ({count:.0f}) | {kit_peak:.0f} | {peak(bench):.0f} |", flush=True)
-    return score > BF16 if bench.args.precision == "bf16" else count > TIES
+    windows = np.random.default_rng(1).integers(len(kit.train_set), size=(15, BATCH))
+    steps = in_turn(run, kit.step, plain.step, [(kit.train_set.batch(w),) for w in windows])
+    print(f"| {task} | {fast:.3f} | {slow:.3f} | {ratio:.2f} | {fast * sentences:.0f} "
+          f"| {slow * sentences:.0f} | {kit.operations() * fast / rate:.0%} "
+          f"| {steps[0]:.2f} | {steps[1]:.2f} | {steps[2]:.2f} "
+          f"| {score:.3f} ({count:.0f}) | {kit_peak:.0f} | {peak(run):.0f} |", flush=True)
+    return count > TIES if run.scored_in == "fp32" else score > TF32
 
 
-def alone(bench):
-    """Kit beside baseline in one process; returns the exit code."""
-    args, rate = bench.args, matrix_rate(bench)
-    print(f"{bench.device}, {args.precision}, {torch.get_num_threads()} thread, matrix products at {rate / 1e9:.0f} GFLOP/s\n\n"
-          "| task | points/s: kit | plain | ratio | sentences/s: kit | plain | kit's share of the matrix rate | "
-          "training steps/s: kit | plain | ratio | largest difference of a score (of a count) | peak MB of the process so far: kit | and baseline |\n"
-          + "|---" * 13 + "|")
-    wrong = [task for task in args.task if compare(bench, task, rate)]
-    print(f"\ndecoding: {decoding(bench, True):.0f} sentences/s where argmax is a tree, "
-          f"{decoding(bench, False):.0f} where it never is")
-    print(f"reading and encoding {args.src[0]} and {args.tgt[0]}, train and dev: pos {reading(bench, 'pos'):.1f} s, "
-          f"parsing {reading(bench, 'parsing'):.1f} s")
-    if args.plane:
-        print(f"a plane of POS: {plane(bench):.1f} s")
+def alone(run):
+    """Print kit beside baseline in one process. Raises KitError if their scores differ."""
+    args, rate = run.args, matrix_rate(run)
+    print(f"{run.device}, training in {args.precision}, scoring in {run.scored_in}, threads: "
+          f"{torch.get_num_threads()}, matrix products at {rate / 1e9:.0f} GFLOP/s\n\n"
+          "| task | points/s: kit | plain | ratio | sentences/s: kit | plain | kit's matrix rate | steps/s: "
+          "kit | plain | ratio | difference of a score (count) | peak MB: kit | and plain |\n|" + "---|" * 13)
+    wrong = [task for task in args.task if compare(run, task, rate)]
+    print(f"\ndecoding, sentences/s: {decoding(run, True):.0f} where argmax is a tree, "
+          f"{decoding(run, False):.0f} where it never is")
+    print(f"reading all files: pos {reading(run, 'pos'):.1f} s, parsing {reading(run, 'parsing'):.1f} s")
     if args.train:
-        model = reproduce.Model("pos", args.encoder[0], (args.src[0],), 1)
-        print(f"fine-tuning POS on {args.src[0]}: {timed(bench.device, reproduce.finetune, bench, model)[0]:.1f} s")
-    print(f"more processes: torchrun --nproc-per-node 2 tests/benchmark.py {shlex.join(sys.argv[1:])}")
+        model = reproduce.Finetuned("pos", args.encoder[0], (args.src[0],), 1)
+        print(f"fine-tuning POS: {timed(run, reproduce.finetune, run, model)[0]:.1f} s")
+    if args.plane:
+        print(f"a plane of POS: {plane(run):.1f} s")
     if wrong:
-        print(f"FAILED: kit and baseline do not give the same scores for {', '.join(wrong)}.")
-    return int(bool(wrong))
+        raise results.KitError(f"kit and baseline do not give the same scores for {', '.join(wrong)}.")
 
 
-def together(bench):
+def together(run):
     """Print what all processes do at once beside what one does while the others wait."""
-    if bench.rank == 0:
+    if run.ranks.rank == 0:
         print("| task | points/s: one process | all | ratio |\n|---|---|---|---|")
-    for task in bench.args.task:
-        kit, points = Kit(bench, task), some_points(bench)
-        kit.point(0.0, 0.0)
-        reproduce.barrier(bench)
-        one = sum(timed(bench.device, kit.point, *p)[0] for p in points if bench.rank == 0)
-        reproduce.barrier(bench)
+    for task in run.args.task:
+        kit, points = Kit(run, task), run.args.points
+        kit.point(0.0, 0.0)   # to warm up
+        run.ranks.barrier()
+        one = sum(timed(run, kit.point, *point)[0] for point in points if run.ranks.rank == 0)
+        run.ranks.barrier()
         began = time.perf_counter()
-        for p in points:
-            kit.point(*p)
-        reproduce.barrier(bench)
-        every = time.perf_counter() - began                    # until the slowest is done
-        if bench.rank == 0:
-            rates = len(points) / one, bench.world * len(points) / every
-            print(f"| {task} | {rates[0]:.3f} | {rates[1]:.3f} | {rates[1] / rates[0]:.2f} |", flush=True)
-    return 0
+        for point in points:
+            kit.point(*point)
+        run.ranks.barrier()
+        every = time.perf_counter() - began   # until the slowest is done
+        if run.ranks.rank == 0:
+            one, rate = len(points) / one, run.ranks.world * len(points) / every
+            print(f"| {task} | {one:.3f} | {rate:.3f} | {rate / one:.2f} |", flush=True)
 
 
 def with_weights(name, folder):
-    """The encoder's name, or a folder with random weights of its shape where it is a local folder without any."""
-    if not Path(name).is_dir() or any(Path(name).glob("*.safetensors")):
-        return name
-    print(f"{name} has no weights: random ones of its shape are used.")
-    torch.manual_seed(1)
-    target = Path(folder, Path(name).resolve().name)
-    shutil.copytree(name, target, copy_function=shutil.copyfile)
-    AutoModel.from_config(AutoConfig.from_pretrained(name)).save_pretrained(target)
-    return str(target)
+    """The encoder's name, or a folder with random weights of its shape where it is a folder without any."""
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+        print(f"{name} has no weights: random ones of its shape are used.")
+        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
+        name = shutil.copytree(name, f"{folder}/encoder", copy_function=shutil.copyfile)
+        model.save_pretrained(name)
+    return name
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--points", type=int, default=5, help="points of the plane to time (default 5)")
-    p.add_argument("--steps", type=int, default=100, help="fine-tuning steps of each endpoint (default 100)")
+    p.add_argument("--steps", type=int, default=100, help="fine-tuning steps of each corner (default 100)")
     p.add_argument("--plane", action="store_true", help="also time a whole plane of POS")
     p.add_argument("--train", action="store_true", help="also time 5 epochs of fine-tuning POS on the source")
     options, rest = p.parse_known_args()
     with tempfile.TemporaryDirectory() as out:
-        defaults = "--task pos ner xnli parsing --src en --tgt de".split()
-        args = reproduce.parse_arguments([*defaults, *rest, "--seeds", "1", "--out", out])
+        defaults = f"--task pos ner xnli parsing --src en --tgt de --seeds 1 --out {out}".split()
+        args = reproduce.parse_arguments([*defaults, *rest])
         args.encoder = [with_weights(args.encoder[0], out)]
         vars(args).update(vars(options))
-        bench = reproduce.Bench(args, *reproduce.start_ranks())
-        return (together if bench.world > 1 else alone)(bench)
+        every = reproduce.points(lines_only=False)
+        args.points = every[::len(every) // args.points][:args.points]
+        run = reproduce.Run(args)
+        (together if run.ranks.world > 1 else alone)(run)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except (data.DataError, heads.ModelError) as e:
+        main()
+    except results.KitError as e:
         sys.exit(f"benchmark.py: {e}")

@@ -1,4 +1,4 @@
-"""What several test files share: a tiny random encoder, a tiny corpus, and the command as a process of its own."""
+"""What test files share: a tiny random encoder, a tiny corpus, real files, and the command as a process."""
 
 import json
 import os
@@ -17,9 +17,15 @@ SIZES = {"train": 40, "dev": 20}
 
 
 def reproduce(*args, cwd=KIT, env=None, **popen):
-    """Run reproduce.py with these arguments, offline, to its end; returns a CompletedProcess with its output as text."""
+    """Run reproduce.py with these arguments, offline, to its end; returns the CompletedProcess, in text."""
     return subprocess.run([sys.executable, str(KIT / "reproduce.py"), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env={**os.environ, **(env or {})}, **popen)
+
+
+def real(name):
+    """A folder of real files: mbert, xlmr, data or encoder; without it the test that asks is skipped."""
+    folder = Path(os.environ.get("KIT_TEST_FILES", "no such folder"), name)
+    return folder if folder.is_dir() else pytest.skip(f"KIT_TEST_FILES names no folder with {name}/")
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +44,7 @@ def write_encoder(folder, **settings):
     import torch
     from transformers import BertConfig, BertModel
     letters = sorted({letter for _, _, alphabet in LANGUAGES.values() for letter in alphabet})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *("##" + letter for letter in letters)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *("##" + x for x in letters)]
     config = dict(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                   intermediate_size=32, max_position_embeddings=128)
     with torch.random.fork_rng(devices=[]):
@@ -58,11 +64,14 @@ def write_corpus(folder):
         for split, size in SIZES.items():
             sentences = [rng.choices(words, k=rng.randint(2, 9)) + ["."] for _ in range(size)]
             write(folder / "ud" / treebank / f"{code}-ud-{split}.conllu", conllu(sentences, rng))
-            write(folder / "panx" / lang / split, [line for words_ in sentences for line in wikiann(words_, lang, rng)])
+            tagged = [line for sentence in sentences for line in wikiann(sentence, lang, rng)]
+            write(folder / "panx" / lang / split, tagged)
         pairs = [(" ".join(rng.choices(words, k=5)), " ".join(rng.choices(words, k=3))) for _ in range(60)]
         labels = ["entailment", "neutral", "contradiction"] * 20
-        write(folder / "xnli/XNLI-MT-1.0/multinli" / f"multinli.train.{lang}.tsv", ["premise\thypo\tlabel"] + [
-            f"{a}\t{b}\t{c.replace('contradiction', 'contradictory')}" for (a, b), c in zip(pairs[:40], labels)])
+        train = [f"{a}\t{b}\t{c}".replace("contradiction", "contradictory")
+                 for (a, b), c in zip(pairs[:40], labels)]
+        path = folder / f"xnli/XNLI-MT-1.0/multinli/multinli.train.{lang}.tsv"
+        write(path, ["premise\thypo\tlabel", *train])
         dev += [f"{lang}\t{c}\t{a}\t{b}" for (a, b), c in zip(pairs[40:], labels)]
     write(folder / "xnli/XNLI-1.0/xnli.dev.tsv", dev)
     return folder
@@ -83,7 +92,8 @@ def conllu(sentences, rng):
             kind = ord(word[0]) % 5
             head = 0 if i == root else root if i < root else rng.randint(root, i - 1)
             tag, relation = ("PUNCT", "punct") if word == "." else (tags[kind], relations[kind])
-            yield "\t".join((str(i), word, "_", tag, "_", "_", str(head), "root" if i == root else relation, "_", "_"))
+            relation = "root" if i == root else relation
+            yield "\t".join((str(i), word, "_", tag, "_", "_", str(head), relation, "_", "_"))
         yield ""
 
 

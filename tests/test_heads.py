@@ -1,118 +1,78 @@
-"""Heads, decoding and scores against brute force, enumeration, seqeval and hand-made cases."""
+"""Heads, decoding, scores and encoders against brute force, enumeration, seqeval and hand-made cases."""
 
 import itertools
+import json
 import random
+import shutil
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from conftest import real
 from seqeval.metrics import f1_score
 
 import data
 import heads
+from results import KitError
 
-
-class Dev:
-    """The part of an Encoded set that a score looks at."""
-
-    def __init__(self, gold, new=None, lost=0):
-        self.gold, self.lost = torch.tensor(gold), lost
-        self.new = torch.tensor(new) if new is not None else None
-
-
-def score(counts):
-    return [n / d for n, d in counts.tolist()]
-
-
-# ---------------------------------------------------------------------------------------------------------- decoding
-
-def all_trees(n):
-    """Every head tuple over n words that is a tree with one root word."""
-    for tree in itertools.product(range(n + 1), repeat=n):
-        above = (0, *tree)
-        if tree.count(0) == 1 and all(reaches_root(above, i) for i in range(1, n + 1)):
-            yield above
-
-
-def reaches_root(above, i):
-    for _ in above:
-        i = above[i]
-    return i == 0
+load = heads.load_encoder.__wrapped__   # without its memory
 
 
 def total(scores, tree):
     return sum(scores[i, tree[i]] for i in range(1, len(tree)))
 
 
+def all_trees(n, one_root):
+    """Every tuple of heads (n + 1,) that makes n words a tree on ROOT."""
+    for tree in itertools.product([0], *[range(n + 1)] * n):
+        above = tree
+        for _ in range(n):
+            above = [tree[i] for i in above]
+        if not any(above) and (not one_root or tree[1:].count(0) == 1):
+            yield tree
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
-def test_best_tree_equals_the_enumeration_of_all_trees(n):
-    rng, trees = np.random.default_rng(n), list(all_trees(n))
-    for scale in (0.01, 1, 100):
-        for _ in range(30):
-            s = rng.normal(size=(n + 1, n + 1)) * scale
-            found = heads.best_tree(s)
-            assert tuple(found) in trees
-            assert total(s, found) == pytest.approx(max(total(s, t) for t in trees), rel=1e-9, abs=1e-9)
+@pytest.mark.parametrize("one_root", [True, False])
+def test_best_tree_and_are_trees_equal_the_enumeration_of_all_trees(n, one_root):
+    rng, trees = np.random.default_rng(n), list(all_trees(n, one_root))
+    every = torch.tensor(list(itertools.product([0], *[range(n + 1)] * n)))
+    good = heads.are_trees(every, torch.ones_like(every, dtype=torch.bool), one_root)
+    assert every[good].tolist() == [list(tree) for tree in trees]
+    for scale in (0.01, 1, 100) * 20:
+        s = rng.normal(size=(n + 1, n + 1)) * scale
+        found = heads.best_tree(s, one_root)
+        assert tuple(found) in trees
+        assert total(s, found) == pytest.approx(max(total(s, t) for t in trees), rel=1e-9, abs=1e-9)
 
 
-def one_root_by_trying_each(s):
-    """The second method: for each root word, the best arborescence where no other word may hang on ROOT, found by the
-    contraction algorithm written again over dictionaries of arcs."""
-    n, best = len(s), -np.inf
-    for root in range(1, n):
-        arcs = {(h, d): s[d, h] for d in range(1, n) for h in range(1, n) if h != d and d != root}
-        arcs[0, root] = s[root, 0]
-        best = max(best, edmonds(arcs, 0))
-    return best
+def best_total(s, one_root):
+    """The largest total of a tree by the matrix-tree theorem (Koo et al. 2007), in whole numbers: each tree
+    adds 2 ** (40 * its total) to a determinant, and there are fewer than 2 ** 40 of them."""
+    w = np.array([[1 << 40 * int(x) for x in row] for row in s[1:]], dtype=object).T   # (heads, words)
+    L, before = -w[1:], 1
+    np.fill_diagonal(L, 0)
+    np.fill_diagonal(L, -L.sum(0) + (0 if one_root else w[0]))
+    L[0] = w[0] if one_root else L[0]
+    for k in range(len(L) - 1):   # Bareiss: elimination without fractions
+        L[k + 1:, k + 1:] = (L[k + 1:, k + 1:] * L[k, k] - np.outer(L[k + 1:, k], L[k, k + 1:])) // before
+        before = L[k, k]
+    return (L[-1, -1].bit_length() - 1) // 40
 
 
-def edmonds(arcs, root):
-    """Weight of the maximum arborescence from root over {(head, dependent): weight}."""
-    nodes = {d for _, d in arcs}
-    into = {d: max((w, h) for (h, x), w in arcs.items() if x == d) for d in nodes}
-    for start in nodes:
-        path, i = [], start
-        while i != root and i not in path:
-            path.append(i)
-            i = into[i][1]
-        if i != root:
-            cycle = path[path.index(i):]
-            inner, name, small = sum(into[c][0] for c in cycle), ("c", *cycle), {}
-            for (h, d), w in arcs.items():
-                if h in cycle and d in cycle:
-                    continue
-                w, h, d = (w - into[d][0], h, name) if d in cycle else (w, name if h in cycle else h, d)
-                small[h, d] = max(w, small.get((h, d), -np.inf))
-            return inner + edmonds(small, root)
-    return sum(w for w, _ in into.values())
-
-
-def test_best_tree_equals_a_second_method_on_larger_matrices():
-    rng = np.random.default_rng(0)
-    for i in range(200):
-        s = rng.normal(size=(n := int(rng.integers(6, 16)), n)) * (1 if i % 2 else 50)
-        assert total(s, heads.best_tree(s)) == pytest.approx(one_root_by_trying_each(s), rel=1e-9, abs=1e-7)
-
-
-def test_decode_keeps_trees_and_repairs_the_rest():
+@pytest.mark.parametrize("one_root", [True, False])
+def test_decoded_trees_equal_a_second_method_and_leave_padding_out(one_root):
     torch.manual_seed(0)
-    sizes, N = [1, 4, 7, 9], 10
-    real = torch.arange(N) < torch.tensor(sizes)[:, None] + 1
-    arcs = torch.randn(4, N, N).masked_fill(torch.eye(N, dtype=torch.bool) | ~real[:, None], -float("inf"))
-    found = heads.decode(arcs, real)
-    assert heads.are_trees(found, real).all() and (found[~real] == 0).all()
-    for s, tree, n in zip(arcs, found, sizes):
-        want = heads.best_tree(s[:n + 1, :n + 1].double().numpy())
-        assert tree[:n + 1].tolist() == want.tolist()
+    sizes, arcs = torch.randint(2, 13, (80, 1)), torch.randint(0, 40, (80, 13, 13)).float()
+    real = torch.arange(13) < sizes
+    found = heads.decode(arcs.masked_fill(~real[:, None], -torch.inf), real, one_root)
+    assert heads.are_trees(found, real, one_root).all() and not found[~real].any()
+    for s, tree, n in zip(arcs.numpy(), found.tolist(), sizes[:, 0].tolist()):
+        assert total(s[:n, :n], tree[:n]) == best_total(s[:n, :n], one_root)
 
-
-@pytest.mark.parametrize("tree, good", [((0, 0, 1, 1), True), ((0, 2, 0, 2), True), ((0, 0, 0, 1), False),
-                                        ((0, 2, 1, 0), False), ((0, 2, 3, 1), False), ((0, 3, 1, 0), True)])
-def test_are_trees(tree, good):
-    assert heads.are_trees(torch.tensor([tree]), torch.ones(1, 4, dtype=torch.bool)).item() is good
-
-
-# ------------------------------------------------------------------------------------------------------------ scores
 
 def test_span_f1_equals_seqeval_on_random_tags_windows_or_not():
     rng = random.Random(0)
@@ -121,69 +81,67 @@ def test_span_f1_equals_seqeval_on_random_tags_windows_or_not():
         gold, pred = ([[rng.choice(data.BIO) for _ in range(n)] for n in sentences] for _ in range(2))
         if rng.random() < 0.5:
             pred = [[p if rng.random() < 0.3 else g for g, p in zip(*two)] for two in zip(gold, pred)]
-        new = [i == 0 for n in sentences for i in range(n)]
+        new = torch.tensor([i == 0 for n in sentences for i in range(n)])
         flat = [torch.tensor([[data.BIO.index(t)] for s in tags for t in s]) for tags in (gold, pred)]
-        (right, all_), = heads.span_f1(flat[1], Dev(flat[0].tolist(), new)).tolist()
-        assert (right / all_ if all_ else 0.0) == pytest.approx(f1_score(gold, pred, zero_division=0))
+        (right, of), = heads.span_f1(flat[1], SimpleNamespace(gold=flat[0], new=new)).tolist()
+        assert (right / of if of else 0.0) == pytest.approx(f1_score(gold, pred, zero_division=0))
 
 
-def test_accuracy_leaves_unlabelled_words_out():
-    dev = Dev([[1], [2], [-1], [3]])
+def test_accuracy_and_attachment_by_hand():
+    dev = SimpleNamespace(gold=torch.tensor([[1], [2], [-1], [3]]))
     assert heads.accuracy(torch.tensor([[1], [0], [0], [3]]), dev).tolist() == [[2, 3]]
-
-
-def test_attachment_by_hand():
-    gold = [[-1, -1, 0], [2, 5, 1], [0, 30, 1], [2, 7, 1], [2, 29, 0], [-1, 4, 1]]   # ROOT, 3 words, a stop, a cut head
+    gold = [[-1, -1, 0], [2, 5, 1], [0, 30, 1], [2, 7, 1], [2, 29, 0], [-1, 4, 1]]   # at last a cut head
     pred = torch.tensor([[0, 0], [2, 5], [0, 30], [2, 8], [1, 1], [3, 4]])
-    las, uas = heads.attachment(pred, Dev(gold, lost=2)).tolist()
-    assert las == [2, 4 + 2] and uas == [3, 4 + 2]
+    found = heads.attachment(pred, SimpleNamespace(gold=torch.tensor(gold), lost=2))
+    assert found.tolist() == [[2, 4 + 2], [3, 4 + 2]]
 
 
-def test_attachment_with_punctuation_kept_is_the_shared_tasks_las():
-    """All words scored: LAS is right (head, relation) pairs over words, as the CoNLL shared task counts them."""
-    rng = np.random.default_rng(0)
-    gold = np.stack([rng.integers(0, 9, 300), rng.integers(0, 37, 300), np.ones(300, int)], 1)
-    pred = np.where(rng.random((300, 1)) < .6, gold[:, :2], rng.integers(0, 9, (300, 2)))
-    want = sum((h, r) == (g, q) for (h, r), (g, q, _) in zip(pred.tolist(), gold.tolist())) / 300
-    assert score(heads.attachment(torch.tensor(pred), Dev(gold.tolist())))[0] == pytest.approx(want)
-
-
-# ------------------------------------------------------------------------------------------------------------- heads
-
-def batch(real, gold=None):
-    keep = torch.cat([real.flatten().nonzero()[:, 0], torch.zeros(1, dtype=torch.long)])
-    place = (real.flatten().cumsum(0) - 1).where(real.flatten(), len(keep) - 1).view(real.shape)
-    return data.Batch(None, None, None, None, place, keep, real, None, gold)
-
-
-def test_biaffine_scores_equal_the_sum_over_all_indices():
+def two(gold=None):
+    """A Batch of sentences of ROOT and 3 and 2 words, read at all positions, its h, and a small parser."""
     torch.manual_seed(0)
-    head, h = heads.Biaffine(6, 5, arc=4, label=3).eval(), torch.randn(2, 4, 6)
-    real = torch.tensor([[True] * 4, [True] * 3 + [False]])
-    elu = torch.nn.functional.elu
-    arc_d, arc_h, lab_d, lab_h = (elu(layer(h)) for layer in (head.arc_dep, head.arc_head, head.label_dep, head.label_head))
-    one, heads_ = torch.ones(1), torch.randint(0, 3, (2, 4))
-    b = batch(real)
-    arcs, labels = head.arcs(h, real), head.labels(h, heads_, b.keep)[b.place]
-    for b, d in itertools.product(range(2), range(4)):
-        for g in range(4):
-            want = torch.cat([arc_d[b, d], one]) @ head.arc @ arc_h[b, g]
-            assert arcs[b, d, g] == -float("inf") if d == g or not real[b, g] else torch.isclose(arcs[b, d, g], want, atol=1e-5)
-        u, v = torch.cat([lab_d[b, d], one]), torch.cat([lab_h[b, heads_[b, d]], one])
-        assert not real[b, d] or torch.allclose(labels[b, d], torch.stack([u @ head.label[:, c] @ v for c in range(5)]), atol=1e-5)
+    real, ids = torch.tensor([[True] * 4, [True] * 3 + [False]]), torch.randint(5, 16, (2, 4))
+    read = torch.arange(4) * real
+    b = data.Batch(ids, torch.zeros_like(ids), None, read, real, None, gold, 5)
+    return b, torch.randn(2, 4, 6), heads.Biaffine(6, 5, arc=4, label=3).eval()
+
+
+@torch.no_grad()
+def test_biaffine_scores_equal_the_sum_over_all_indices():
+    b, h, head = two()
+    layers = head.arc_dep, head.arc_head, head.label_dep, head.label_head
+    arc_d, arc_h, lab_d, lab_h = (torch.nn.functional.elu(layer(h)) for layer in layers)
+    one, chosen = torch.ones(1), torch.randint(0, 3, (2, 4))
+    arcs, labels = head.arcs(h, b.real), head.labels(h, chosen)
+    for i, d in itertools.product(range(2), range(4)):
+        want = torch.stack([torch.cat([arc_d[i, d], one]) @ head.arc @ arc_h[i, g] for g in range(4)])
+        want[d] = want[~b.real[i]] = -torch.inf
+        assert torch.allclose(arcs[i, d], want, atol=1e-5)
+        u, v = torch.cat([lab_d[i, d], one]), torch.cat([lab_h[i, chosen[i, d]], one])
+        assert torch.allclose(labels[i, d], torch.einsum("a,acb,b->c", u, head.label, v), atol=1e-5)
 
 
 def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_and_padding_out():
-    torch.manual_seed(0)
-    head, h = heads.Biaffine(6, 5, arc=4, label=3).eval(), torch.randn(2, 4, 6)
-    real = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
     gold = torch.tensor([[[-1, -1, 0], [0, 1, 1], [1, 2, 1], [-1, 3, 1]],        # word 3's head was cut off
-                         [[-1, -1, 0], [0, 4, 1], [-1, -1, -1], [-1, -1, -1]]])
-    keep = batch(real).keep
-    arcs = head.arcs(h, real).log_softmax(-1)
-    labels = head.labels(h, gold[..., 0].clamp(min=0), keep)[batch(real).place].log_softmax(-1)
-    want = -(arcs[0, 1, 0] + arcs[0, 2, 1] + arcs[1, 1, 0]) / 3 - (labels[0, 1, 1] + labels[0, 2, 2] + labels[1, 1, 4]) / 3
-    assert torch.isclose(head.loss(h, batch(real, gold)), want)
+                         [[-1, -1, 0], [0, 4, 1], [1, 0, 1], [-1, -1, -1]]])
+    b, h, head = two(gold)
+    arcs, labels = head.arcs(h, b.real).log_softmax(-1), head.labels(h, gold[..., 0].clamp(0)).log_softmax(-1)
+    read = (0, 1), (0, 2), (1, 1), (1, 2)
+    want = -sum(arcs[i, d, gold[i, d, 0]] + labels[i, d, gold[i, d, 1]] for i, d in read)
+    assert torch.isclose(head.loss(h, b), want / 4)
+
+
+@torch.no_grad()
+def test_the_authors_trees_and_labels_equal_the_enumeration_of_all():
+    b, h, head = two()
+    for h in torch.randn(20, 2, 4, 6) * 3:
+        arcs, found = head.arcs(h, b.real).softmax(-1), head.predict_as_authors(h, b)
+        for i, n in enumerate((3, 2)):
+            score = {}
+            for tree in all_trees(n, one_root=False):
+                p, label = head.labels(h[i:i + 1, :n + 1], torch.tensor([tree]))[0].softmax(-1).max(-1)
+                score[tree, *label[1:].tolist()] = sum(arcs[i, d, tree[d]] * p[d] for d in range(1, n + 1))
+            best, *labels = max(score, key=score.get)
+            assert found[i, :n + 1, 0].tolist() == [*best] and found[i, 1:n + 1, 1].tolist() == labels
 
 
 def test_variational_dropout_drops_the_same_features_at_all_positions():
@@ -191,4 +149,83 @@ def test_variational_dropout_drops_the_same_features_at_all_positions():
     x = heads.variational_dropout(torch.ones(50, 7, 40), 0.2, training=True)
     assert torch.equal(x, x[:, :1].expand_as(x))
     assert set(x.unique().tolist()) == {0.0, 1.25} and 0.17 < (x == 0).float().mean() < 0.23
-    assert torch.equal(heads.variational_dropout(torch.ones(2, 3, 4), 0.2, training=False), torch.ones(2, 3, 4))
+    assert torch.equal(heads.variational_dropout(x, 0.2, training=False), x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [heads.Linear, heads.Biaffine])
+def test_heads_compute_in_fp32_under_autocast(encoder, head):
+    b, *_ = two(torch.tensor([[[-1, -1], [0, 1], [1, 2], [1, 3]]] * 2))
+    model = heads.Model(load(str(encoder)), head, 5).eval()
+    for parameter in model.head.parameters():   # scores that differ by less than bf16 can tell
+        parameter.copy_(parameter.mean() + parameter * 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        h, loss, found = model.read(b), model.loss(b), model(b)
+    assert h.dtype == loss.dtype == torch.float32
+    assert torch.equal(loss, model.head.loss(h, b)) and torch.equal(found, model.head.predict(h, b))
+
+
+@torch.no_grad()
+def test_models_of_one_encoder_share_nothing(encoder):
+    (b, *_), loaded = two(), load(str(encoder))
+    want = loaded.model(b.ids).last_hidden_state
+    first, second = (heads.Model(loaded, heads.Linear, 3).eval() for _ in range(2))
+    for parameter in second.parameters():
+        parameter += 1
+    assert torch.equal(first.read(b)[b.real], want[b.real])
+    assert torch.equal(loaded.model(b.ids).last_hidden_state, want)
+
+
+@pytest.mark.parametrize("name", ["tiny", "mbert", "xlmr"])
+def test_digest_is_of_vocabulary_subwords_settings_and_weights_alone(encoder, name, tmp_path):
+    folder = encoder if name == "tiny" else real(name)
+    first, model = transformers.AutoTokenizer.from_pretrained(folder), torch.nn.Linear(1, 1)
+    first.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    again.backend_tokenizer.decoder = None   # another serialisation, the same subwords
+
+    def digest(**changed):
+        settings = json.loads((folder / "config.json").read_text()) | changed
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        return heads.encoder_digest(tmp_path, again, model)
+
+    found = [heads.encoder_digest(folder, first, model)]
+    assert digest(transformers_version="0", dtype="float32") == found[0]
+    found.append(digest(layer_norm_eps=.1))
+    model.weight.data += 1e-3
+    found.append(digest())
+    again.backend_tokenizer.pre_tokenizer = None
+    found.append(digest())
+    again.add_tokens("\ue000")
+    assert len({*found, digest()}) == 5
+
+
+@pytest.mark.parametrize("kind, words", [("T5", "last_hidden"), ("Bart", "last_hidden"), ("GPT2", "right")])
+def test_models_that_are_no_encoders_are_refused(kind, words):
+    small = dict(vocab_size=30, num_layers=1, d_model=16, n_embd=24, decoder_layers=1)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**small)).eval()
+    with pytest.raises(KitError, match=words):
+        heads.check_encoder(model, "name")
+
+
+@pytest.mark.parametrize("answer, words", [(OSError("a\nb"), "a"), (OSError(), "OSError"), (0, "Timeout")])
+def test_the_hub_is_asked_once_for_seconds_if_at_all(encoder, tmp_path, monkeypatch, answer, words):
+    asked, began = [], time.monotonic()
+
+    def model_info(_, name):
+        asked.append(name)
+        if answer:
+            raise answer
+        time.sleep(30)   # as behind a firewall that swallows everything
+
+    assert heads.PATIENCE < 10
+    monkeypatch.setattr(heads, "PATIENCE", 0.1)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(shutil.copytree(encoder, tmp_path / "mbert").parent)
+    with pytest.raises(KitError, match=rf"'mbert'.*{words}[^\n]*$"):
+        load("mbert")   # is never ./mbert
+    assert asked == ["bert-base-multilingual-cased"] and time.monotonic() - began < 5
+    assert heads.find("./mbert") == "mbert" and heads.label("mbert") == heads.label("./mbert") == "mbert"
+    kept = shutil.copytree(encoder, tmp_path / f"cache/models--{asked[0]}/snapshots/main")
+    assert heads.find("mbert") == str(kept) and len(asked) == 1

@@ -1,264 +1,364 @@
-"""Fine-tuning, interpolation, results and the command line, with a tiny random encoder."""
+"""Plan, fine-tuning, the plane, grids and the command line, with a tiny random encoder."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import reproduce
+from conftest import KIT, write_encoder
+from conftest import reproduce as command
 
 import data
 import heads
 import reproduce as r
+import results
+import train
+
+TASKS = ["xnli", "ner", "pos", "parsing"]
 
 
 @pytest.fixture
-def bench(encoder, corpus, tmp_path):
-    return lambda *more, task="pos": r.Bench(r.parse_arguments(
-        ["--task", task, "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--seeds", "1",
-         "--epochs", "1", "--batch-size", "8", "--lr", "1e-2", "--device", "cpu", "--out", str(tmp_path / "out"), *more]))
+def make(encoder, corpus, tmp_path):
+    def run(*more, task="pos"):
+        return r.Run(r.parse_arguments(
+            ["--task", task, "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--seeds",
+             "1", "--epochs", "1", "--batch-size", "8", "--lr", "1e-2", "--device", "cpu", "--lines-only",
+             "--out", str(tmp_path / "out"), *more]))
+    return run
 
 
-def grid_of(bench):
-    args = bench.args
-    return r.Grid(args.task[0], args.encoder[0], "en", "de", 1)
+def pair_of(run):
+    return r.Pair(run.args.task[0], run.args.encoder[0], "en", "de", 1)
 
 
-def run(bench, kept=None):
-    """Fine-tune the three models of a bench and score the grid; returns its header and points."""
-    g = grid_of(bench)
-    for m in g.models():
-        r.finetune(bench, m)
-    r.evaluate_grid(bench, g)
-    header, *points = map(json.loads, g.path(bench.args.out, bench.args.part).read_text().splitlines())
-    return header, {(p["a1"], p["a2"]): (p["src"], p["tgt"]) for p in points}
+def whole(run):
+    """Fine-tune the three models of a run and score the grid; returns its header and {point: line}."""
+    pair = pair_of(run)
+    for unit in pair.models():
+        r.finetune(run, unit)
+    r.evaluate(run, pair)
+    header, *points = lines(pair.path(run.args.out, run.args.part))
+    return header, {(point["a1"], point["a2"]): point for point in points}
 
 
-# ------------------------------------------------------------------------------------------------------- fine-tuning
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- fine-tuning ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("total", [7, 10, 125, 1965])
 def test_warm_up_and_decay_are_transformers_linear_schedule(total):
     adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = transformers.get_linear_schedule_with_warmup(adam, int(0.1 * total), total)
     for step in range(total):
-        assert r.warmup_decay(step, total) == pytest.approx(schedule.get_last_lr()[0])
+        assert train.warmup_decay(step, total) == pytest.approx(schedule.get_last_lr()[0])
         adam.step()
         schedule.step()
 
 
-def test_all_models_of_a_seed_start_from_identical_parameters_head_included(bench, tmp_path):
-    b, starts = bench(), []
-    for i, m in enumerate(grid_of(b).models()):
-        with r.locked(tmp_path / f"{i}.jsonl") as journal:
-            starts.append(r.Training(b, m, r.model_config(b, m), tmp_path / "none", journal).theta.detach().clone())
-    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
-    reader = b.reader(b.args.encoder[0], "pos")
-    other = reader.start(2)
-    assert torch.equal(other[:reader.split], starts[0][:reader.split])         # the encoder is the pretrained one,
-    assert not torch.equal(other[reader.split:], starts[0][reader.split:])     # the head is the seed's
+def test_all_models_of_a_seed_start_alike_head_included_and_share_nothing(make):
+    run = make()
+    one, other = (run.model(unit) for unit in pair_of(run).models()[:2])
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
+    seed2 = run.model(pair_of(run)._replace(seed=2))
+    assert torch.equal(seed2.encoder.embeddings.word_embeddings.weight, one.encoder.embeddings.word_embeddings.weight)
+    assert not torch.equal(seed2.head.out.weight, one.head.out.weight)
+    dev = run.examples("pos", run.args.encoder[0], "en", "dev")
+    before = run.score(one.eval(), "pos", dev)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    assert run.score(one.eval(), "pos", dev) == before
 
 
-def test_the_flat_vector_is_the_modules_own_parameters(bench):
-    b = bench()
-    reader = b.reader(b.args.encoder[0], "pos")
-    encoder = transformers.AutoModel.from_pretrained(b.args.encoder[0], add_pooling_layer=False).eval()
-    batch = b.examples("pos", b.args.encoder[0], "en", "dev").batch(np.arange(5))
-    reader.eval()
-    theta = reader.start(3)
-    torch.manual_seed(3)
-    head = heads.Linear(encoder.config.hidden_size, len(data.UPOS)).eval()
-    mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask.long()
-    hidden = encoder(input_ids=batch.ids, attention_mask=mask, token_type_ids=batch.types).last_hidden_state
-    want = head.out(hidden.flatten(0, 1)[batch.at[batch.place]]).argmax(-1)
-    (found,) = reader.run(theta, batch)
-    assert torch.equal(found[..., 0][batch.real], want[batch.real])
-    assert all(torch.equal(reader.views(reader.flat(reader.views(theta)))[n], v) for n, v in reader.views(theta).items())
-
-
-def test_the_last_layer_gives_the_same_states_when_it_works_on_the_read_positions_only(bench):
-    for task in r.TASKS:
-        b = bench(task=task)
-        reader = b.reader(b.args.encoder[0], task).eval()
-        batch = b.examples(task, b.args.encoder[0], "en", "dev").batch(np.arange(9))
-        assert reader.early
-        early = reader.read(batch)
-        reader.early = False
-        after = reader.encoder.encoder.layer[-1].attention.output
-        hooks, after._forward_pre_hooks = after._forward_pre_hooks, type(after._forward_pre_hooks)()
-        late = reader.read(batch)
-        reader.early, after._forward_pre_hooks = True, hooks
-        assert torch.allclose(early, late, atol=1e-5) and early.shape == (*batch.real.shape, early.shape[-1])
-
-
-def test_the_gradient_is_that_of_the_ordinary_module(bench):
-    for task in r.TASKS:
-        b = bench(task=task)
-        reader = b.reader(b.args.encoder[0], task).train()
-        batch, theta = b.examples(task, b.args.encoder[0], "en", "train").batch(np.arange(7)), reader.start(3)
-        found, out = reader.views(theta), torch.zeros_like(theta)
-        torch.manual_seed(0)   # the same dropout
-        loss = reader.gradient(theta, batch, out)
-        with torch.no_grad():
-            for n, p in reader.named_parameters():
-                p.copy_(found[n])
-        torch.manual_seed(0)
-        want = reader(batch)
-        want.backward()
-        assert torch.isclose(loss, want) and out.abs().sum() > 0
-        for n, p in reader.named_parameters():
-            assert torch.allclose(reader.views(out)[n], torch.zeros_like(p) if p.grad is None else p.grad, atol=1e-6), n
-        reader.zero_grad()
+def test_a_training_is_plain_pytorch(make):
+    """A second loop, written as in any tutorial, ends with the same parameters."""
+    run = make()
+    unit = pair_of(run).models()[1]
+    r.finetune(run, unit)
+    model, examples = run.model(unit).train(), run.examples("pos", unit.encoder, "en", "train")
+    adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    total = len(r.batch_order((("en", len(examples)),), 8, 1, 0))
+    for step, (_, windows) in enumerate(r.batch_order((("en", len(examples)),), 8, 1, 0)):
+        if step in (0, 2, 3, 4):   # dev was scored before: the dropout masks are drawn anew
+            torch.manual_seed(1_000_003 + step)
+        adam.param_groups[0]["lr"] = 1e-2 * train.warmup_decay(step, total)
+        model.loss(examples.batch(windows)).backward()
+        adam.step()
+        adam.zero_grad()
+    log = lines(unit.path(run.args.out).with_name("train.jsonl"))
+    assert [line["step"] for line in log] == [2, 3, 4, 5]
+    best = max(log, key=lambda line: line["mean"])
+    if best["step"] == total:
+        for name, p in model.named_parameters():   # a key's bias has no gradient but rounding
+            assert "key.bias" in name or torch.allclose(run.trained(unit)[name], p, atol=1e-5), name
+    dev = run.examples("pos", unit.encoder, "en", "dev")
+    assert run.score(model.eval(), "pos", dev) == log[-1]["score"]["en"]
 
 
 def test_a_bilingual_epoch_has_one_language_a_batch_and_every_sentence_once():
-    sets = {"de": (range(21), None), "en": (range(50), None)}
+    sizes = (("de", 21), ("en", 50))
     for epoch in range(2):
-        order = r.batch_order(sets, 8, 1, epoch)
-        for lang, (train, _) in sets.items():
-            assert sorted(i for name, batch in order if name == lang for i in batch) == list(train)
+        order = r.batch_order(sizes, 8, 1, epoch)
+        for lang, size in sizes:
+            assert sorted(i for name, batch in order if name == lang for i in batch) == list(range(size))
         assert all(len(batch) <= 8 for _, batch in order) and len(order) == 3 + 7
     assert [lang for lang, _ in order] != sorted(lang for lang, _ in order)
 
 
-def test_training_learns_and_logs_each_dev_scoring(bench):
-    b = bench("--epochs", "3")
-    m = r.Model("pos", b.args.encoder[0], ("en",), 1)
-    r.finetune(b, m)
-    folder = m.folder(b.args.out)
-    log = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+def test_training_learns_and_logs_each_dev_scoring(make):
+    run = make("--epochs", "3", task="parsing")
+    unit = pair_of(run).models()[1]
+    r.finetune(run, unit)
+    path = unit.path(run.args.out)
+    log = lines(path.with_name("train.jsonl"))
     assert len(log) == 12 and log[-1]["step"] == 15 and log[-1]["loss"] < log[0]["loss"]
-    assert set(log[0]) == {"step", "lr", "loss", "score"} and set(log[0]["score"]) == {"en"}
-    about, tensors = r.load(folder / "model.safetensors", None)
-    best = max(log, key=lambda line: line["score"]["en"])     # the first of the best
-    assert (about["best_step"], about["score"]) == (best["step"], best["score"]["en"])
-    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "train.jsonl"}
-    assert any(n.startswith("encoder.") for n in tensors) and any(n.startswith("head.") for n in tensors)
+    assert set(log[0]) == {"step", "lr", "loss", "score", "mean"} and set(log[0]["score"]["en"]) == {"LAS", "UAS"}
+    about, tensors = results.load_tensors(path)
+    best = max(log, key=lambda line: line["mean"])     # the first of the best
+    assert (about["best_step"], about["mean"]) == (best["step"], best["score"]["en"]["LAS"])
+    assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "train.jsonl"}
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "head"}
 
 
-# ----------------------------------------------------------------------------------------------------- interpolation
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_cut_into_parts_has_the_same_gradient(make, task):
+    run = make(task=task)
+    model, examples = run.model(pair_of(run)).eval(), run.examples(task, run.args.encoder[0], "en", "train")
+    gradients = []
+    for parts in (1, 3, 8):
+        batches = [examples.batch(part) for part in np.array_split(np.arange(8), parts)]
+        fake = train.Run.__new__(train.Run)
+        fake.model, fake.device, fake.settings = model, run.device, train.Settings(1, 1.0, [1])
+        fake.accumulate(batches)
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    for found in gradients[1:]:
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients[0], found))
+    assert sum(g.abs().sum() for g in gradients[0]) > 0
+
+
+def test_memory_that_runs_out_means_smaller_parts_and_not_another_experiment(make, monkeypatch, capsys):
+    run, loss, predictions = make(), heads.Model.loss, r.Run.predictions
+
+    def tight(self, batch):
+        if len(batch.ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(self, batch)
+
+    def tight_dev(self, predict, dev):
+        if self.subwords > 100:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return predictions(self, predict, dev)
+
+    monkeypatch.setattr(heads.Model, "loss", tight)
+    monkeypatch.setattr(r.Run, "predictions", tight_dev)
+    _, points = whole(run)
+    assert len(points) == 65 and run.subwords == 80
+    monkeypatch.setattr(heads.Model, "loss", lambda self, batch: tight(self, batch._replace(ids=torch.zeros(9, 9))))
+    other = make("--out", run.args.out + "2")
+    r.attempt(other, unit := pair_of(other).models()[0], r.finetune, unit.path(other.args.out).with_name("failed.json"))
+    assert "does not fit into memory" in other.ranks.outcome(unit)
+
+
+# ---- the plane --------------------------------------------------------------------------------------------
 
 def test_the_grid_has_465_distinct_points_and_the_lines_are_its_axes():
-    everything, lines = r.points(False), r.points(True)
-    assert len(everything) == len(set(everything)) == 441 + 24 and len(lines) == 65
-    assert everything[:65] == lines                                   # a run of the lines can be continued to the plane
+    everything, on_lines = r.points(False), r.points(True)
+    assert len(everything) == len(set(everything)) == 441 + 24 and len(on_lines) == 65
+    assert everything[:65] == on_lines                # a run of the lines can be continued to the plane
     for a in r.LINE:
-        assert (round(1 - a, 3), 0) in lines and (0, round(1 - a, 3)) in lines
-    assert {a1 for a1, a2 in everything if a2 == 0} == {round(1 - a, 3) for a in r.LINE}
+        assert (round(1 - a, 3), 0) in on_lines and (0, round(1 - a, 3)) in on_lines
 
 
-def test_corners_are_exact_and_other_points_are_equation_3_on_a_grid_that_is_not_square():
+def shape(kind):
+    """(model, batch) of an architecture: something to call, with parameters, buffers and ties."""
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
+    ids = torch.randint(2, 30, (3, 7))
+    if kind == "bert":
+        model = transformers.BertForMaskedLM(transformers.BertConfig(**small))
+    elif kind == "xlmr":
+        model = transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**small, max_position_embeddings=40))
+    else:
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(
+            vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, tie_word_embeddings=True))
+    return Called(model, kind == "t5"), ids
+
+
+class Called(torch.nn.Module):
+    def __init__(self, model, seq2seq):
+        super().__init__()
+        self.model, self.seq2seq, self.size = model, seq2seq, 1
+        self.register_buffer("offset", torch.tensor(7.0))
+
+    def forward(self, ids):
+        more = {"decoder_input_ids": ids} if self.seq2seq else {}
+        return self.model(input_ids=ids, **more).logits + self.offset
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr", "t5"])
+def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind):
     torch.manual_seed(0)
-    ends = torch.randn(3, 1000)
-    both, src, tgt = ends
-    theta = torch.empty(1000)
-    for (a1, a2), end in (((0, 0), both), ((1, 0), src), ((0, 1), tgt)):
-        assert torch.equal(r.interpolate(theta, ends, torch.tensor([1. - a1 - a2, a1, a2])), end)
-    for a1 in (-0.5, 0.3, 1.5):
-        for a2 in (0.7, 1.1):
-            want = both + a1 * (src - both) + a2 * (tgt - both)
-            assert torch.allclose(r.interpolate(theta, ends, torch.tensor([1 - a1 - a2, a1, a2])), want, atol=1e-5)
+    model, ids = shape(kind)
+    model.eval()
+    corners = [{name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()} for _ in range(3)]
+    both, src, tgt = corners
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plane, (other, _) = r.Plane(model, both, src, tgt), shape(kind)
+    assert len(model.state_dict()) > len(both)        # a buffer and a tied parameter
+    for a1, a2 in ((0, 0), (1, 0), (0, 1), (0.3, -0.5), (1.5, 0.7)):
+        plane.move(a1, a2)
+        wanted = {name: both[name] + a1 * (src[name] - both[name]) + a2 * (tgt[name] - both[name]) for name in both}
+        other.load_state_dict(wanted, strict=False)
+        other.eval()
+        assert torch.allclose(plane(ids), other(ids), atol=1e-4)
+        corner = {(0, 0): both, (1, 0): src, (0, 1): tgt}.get((a1, a2))
+        assert corner is None or all(torch.equal(plane.views[name], corner[name]) for name in both)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for name, p in model.named_parameters(remove_duplicate=False):
+        tied = [other for other, q in model.named_parameters(remove_duplicate=False) if q is p]
+        assert all(plane.views[name].data_ptr() == plane.views[twin].data_ptr() for twin in tied)
 
 
-def test_norms_and_angle_by_hand():
-    both = torch.tensor([1.0, 1, 1, 0])
-    found = r.geometry(torch.stack([both, both + torch.tensor([3.0, 0, 0, 0]), both + torch.tensor([2.0, 2, 0, 0])]))
-    assert found["norm_src"] == 3 and found["norm_tgt"] == pytest.approx(8 ** .5)
-    assert found["norm_ratio"] == pytest.approx(3 / 8 ** .5) and found["angle"] == pytest.approx(45)
+def test_norms_and_angle_by_hand(make):
+    run = make()
+    model = run.model(pair_of(run))
+    both = {name: p.detach() for name, p in model.named_parameters()}
+    bias = "head.out.bias"
+    src = both | {bias: both[bias] + torch.tensor([3.0] + [0.0] * 16)}
+    tgt = both | {bias: both[bias] + torch.tensor([2.0, 2.0] + [0.0] * 15)}
+    found = r.Plane(model, both, src, tgt).geometry()
+    assert found["norm_src"] == pytest.approx(3) and found["norm_tgt"] == pytest.approx(8 ** 0.5)
+    assert found["norm_ratio"] == pytest.approx(3 / 8 ** 0.5) and found["angle"] == pytest.approx(45, abs=1e-4)
+    assert r.Plane(model, both, both, tgt).geometry()["angle"] is None
 
 
-@pytest.mark.parametrize("task", ["xnli", "ner", "pos", "parsing"])
-def test_grid_scores_at_the_corners_are_the_models_own(bench, task):
-    b = bench("--lines-only", task=task)
-    header, points = run(b)
-    logs = [[json.loads(line) for line in (m.folder(b.args.out) / "train.jsonl").read_text().splitlines()]
-            for m in grid_of(b).models()]
-    for corner, log in zip(((1, 0), (0, 1), (0, 0)), logs):
-        best = max(log, key=lambda line: sum(line["score"].values()))["score"]
+def test_neighbouring_points_differ_as_fp32_says_also_when_training_is_in_bf16(make):
+    """Weights of .04 and displacements of 3e-4, as lr 2e-5 gives: in bf16 most would not move between points."""
+    run = make("--precision", "bf16")
+    assert run.scored_in == "fp32"
+    model = run.model(pair_of(run))
+    torch.manual_seed(0)
+    both = {name: 0.04 * torch.randn_like(p) for name, p in model.named_parameters()}
+    src = {name: p + 3e-4 * torch.randn_like(p) for name, p in both.items()}
+    plane, seen = r.Plane(model, both, src, both), []
+    model.register_forward_pre_hook(lambda module, _: seen.append(
+        torch.cat([p.detach().flatten() for p in module.parameters()]).clone()))
+    dev = run.examples("pos", run.args.encoder[0], "en", "dev")
+    for a1 in (0.5, 0.475):
+        plane.move(a1, 0.0)
+        run.score(plane, "pos", dev)
+    first, last = seen[0], seen[-1]
+    moved = torch.cat([0.025 * (src[name] - both[name]).flatten() for name in both])
+    assert first.dtype == torch.float32 and ((first - last).abs() > 0).float().mean() > 0.9
+    assert torch.allclose(first - last, moved, atol=6e-8)   # the rounding of a weight
+    assert (first.bfloat16() != last.bfloat16()).float().mean() < 0.5     # what bf16 would have seen
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_grid_scores_at_the_corners_are_the_models_own(make, task):
+    run = make(task=task)
+    header, points = whole(run)
+    for corner, unit in zip(((0, 0), (1, 0), (0, 1)), pair_of(run).models()):
+        log = lines(unit.path(run.args.out).with_name("train.jsonl"))
+        best = max(log, key=lambda line: line["mean"])["score"]
         for lang, score in best.items():
-            assert points[corner][lang == "de"] == score
-    assert header["metric"] == r.TASKS[task].metrics[0] and set(header["dev"]) == {"en", "de"}
-    assert len(points) == 65 and all(0 <= s <= 100 for pair in points.values() for s in pair)
+            assert points[corner]["src" if lang == "en" else "tgt"] == score
+    assert header["metrics"] == list(r.TASKS[task].metrics) and set(header["dev"]) == {"en", "de"}
+    assert len(points) == 65
 
 
-def test_a_point_equals_a_model_loaded_with_the_interpolated_state_dict(bench):
-    b = bench("--lines-only")
-    _, points = run(b)
-    g = grid_of(b)
-    src, tgt, both = (r.load(m.folder(b.args.out) / "model.safetensors", None)[1] for m in g.models())
-    reader = b.reader(g.encoder, "pos")
-    for a1, a2 in ((0.3, 0), (0, -0.4), (1.5, 0)):
-        state = {n: both[n] + a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n]) for n in both}
-        for i, lang in enumerate(("en", "de")):
-            dev = b.examples("pos", g.encoder, lang, "dev")
-            assert r.scores(b.counts(reader, reader.flat(state), "pos", dev))[0] == pytest.approx(points[a1, a2][i], abs=0.5)
-
-
-def test_scores_do_not_depend_on_the_batches(bench):
-    for task in r.TASKS:
-        b = bench(task=task)
-        reader, dev = b.reader(b.args.encoder[0], task), b.examples(task, b.args.encoder[0], "en", "dev")
+def test_scores_do_not_depend_on_the_batches(make):
+    for task in TASKS:
+        run = make(task=task)
+        model, dev = run.model(pair_of(run)).eval(), run.examples(task, run.args.encoder[0], "en", "dev")
         found = []
-        for size in (1, 8, 64):
-            dev.__dict__.pop("kept", None)
-            b.args.batch_size = size
-            found.append(b.counts(reader, reader.start(1), task, dev).tolist())
+        for run.subwords in (1, 60, 5000):
+            found.append(run.score(model, task, dev))
         assert found[0] == found[1] == found[2]
 
 
-def test_parts_leave_the_other_parameters_at_the_bilingual_model(bench):
-    _, whole = run(bench("--lines-only"))
+def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
+    _, everything = whole(make())
     for part in ("encoder", "head"):
-        b = bench("--lines-only", "--part", part)
-        header, points = run(b)
-        ends = r.corners(b, grid_of(b))
-        split = b.reader(b.args.encoder[0], "pos").split
-        still = slice(split, None) if part == "encoder" else slice(0, split)
-        moving = slice(0, split) if part == "encoder" else slice(split, None)
-        assert torch.equal(ends[1, still], ends[0, still]) and torch.equal(ends[2, still], ends[0, still])
-        assert not torch.equal(ends[1, moving], ends[0, moving])
-        assert header["part"] == part and points[0, 0] == whole[0, 0] and points != whole
+        run = make("--part", part)
+        header, points = whole(run)
+        pair = pair_of(run)
+        both, src, tgt = map(run.trained, pair.models())
+        plane = r.Plane(run.model(pair), both, src, tgt, part)
+        plane.move(1.0, 0.0)
+        for name in both:
+            wanted = src if name.startswith(part) else both
+            assert torch.equal(plane.views[name], wanted[name])
+        assert header["part"] == part and points[0, 0] == everything[0, 0] and points != everything
 
 
-# ----------------------------------------------------------------------------------------------------- plan and ranks
+# ---- plan, ranks, files -----------------------------------------------------------------------------------
 
 def plan(*argv):
     return r.plan(r.parse_arguments(argv))
 
 
 def test_the_papers_matrix_shares_its_models():
-    models, grids = plan("--paper")
-    assert len(grids) == 2 * 4 * 15 * 3 and len(models) == 2 * 4 * 24 * 3
+    models, pairs = plan("--paper")
+    assert len(pairs) == 2 * 4 * 15 * 3 and len(models) == 2 * 4 * 24 * 3
     one = [m for m in models if (m.task, m.encoder, m.seed) == ("ner", "xlmr", 2)]
     assert len(one) == 24 and sum(len(m.langs) == 1 for m in one) == 9
 
 
 def test_pairs_of_one_language_are_left_out_and_both_directions_share_a_bilingual_model():
-    models, grids = plan("--task", "pos", "--src", "en", "ar", "--tgt", "en", "ar", "--seeds", "1")
-    assert [(g.src, g.tgt) for g in grids] == [("en", "ar"), ("ar", "en")]
+    models, pairs = plan("--task", "pos", "--src", "en", "ar", "--tgt", "en", "ar", "--seeds", "1")
+    assert [(pair.src, pair.tgt) for pair in pairs] == [("en", "ar"), ("ar", "en")]
     assert sorted(m.langs for m in models) == [("ar",), ("ar", "en"), ("en",)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 5, 40])
-def test_ranks_share_all_units_and_the_longest_comes_first(world):
-    units = [3, 9, 1, 7, 7, 2, 8, 4]
-
-    class Rank:
-        def __init__(self, rank):
-            self.rank, self.world = rank, world
-    shares = [r.share(list(enumerate(units)), lambda u: u[1], Rank(i)) for i in range(world)]
-    assert sorted(u for s in shares for u in s) == list(enumerate(units))
-    assert all(s == sorted(s, key=lambda u: -u[1]) for s in shares)
-    if world == 2:
-        assert max(sum(w for _, w in s) for s in shares) <= 22   # of 41 in all
+def test_two_encoders_of_one_name_are_refused_before_anything_is_trained(tmp_path):
+    for name in ("a", "b"):
+        write_encoder(tmp_path / name / "encoder")
+    with pytest.raises(results.KitError, match="a/encoder.*b/encoder|b/encoder.*a/encoder"):
+        plan("--task", "pos", "--src", "en", "--tgt", "de", "--encoder", *(str(tmp_path / n / "encoder") for n in "ab"))
 
 
-# ------------------------------------------------------------------------------------------------------ command line
+def test_every_unit_is_taken_once_and_its_outcome_is_known_to_all():
+    first, second = results.Ranks(), results.Ranks()
+    second.store, second.rank, first.world, second.world = first.store, 1, 2, 2
+    takers = [first.take(list("abcde")), second.take(list("abcde"))]
+    assert [next(takers[0]), next(takers[1]), next(takers[1]), *takers[0]] == list("abcde") and not list(takers[1])
+    second.finish("a", "it failed")
+    assert first.outcome("a") == "it failed"
+
+
+def test_a_store_that_is_gone_is_told_in_a_sentence(monkeypatch):
+    ranks = results.Ranks()
+
+    def gone(*_):
+        raise RuntimeError("Connection reset by peer\nmore")
+
+    monkeypatch.setattr(ranks, "store", type("Gone", (), {"add": gone, "check": gone, "get": gone})())
+    with pytest.raises(results.KitError, match="Another process of this run has ended.*Connection reset"):
+        ranks.barrier()
+
+
+def test_files_have_the_mode_of_the_umask_and_what_was_left_half_written_is_gone(tmp_path):
+    (tmp_path / ".plan.txt.tmp").write_bytes(b"half of a longer file")
+    (tmp_path / ".x.safetensors.tmp").write_bytes(b"half")
+    results.write(tmp_path / "plan.txt", b"whole")
+    results.save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.txt", "x.safetensors"]
+    assert (tmp_path / "plan.txt").read_bytes() == b"whole"
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plan.txt").stat().st_mode
+
+
+# ---- the command ------------------------------------------------------------------------------------------
 
 def test_the_command_line_end_to_end_reuse_and_refusal(encoder, corpus, tmp_path):
-    line = ["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--seeds", "1",
-            "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
-    first = reproduce(*line, "--lines-only")
+    line = ["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--seeds",
+            "1", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
+    first = command(*line, "--lines-only")
     assert first.returncode == 0, first.stderr
     out, name = tmp_path / "out", encoder.name
     for path in (*(f"models/pos/{name}/{langs}/seed1/{f}" for langs in ("en", "de", "de-en")
@@ -266,34 +366,67 @@ def test_the_command_line_end_to_end_reuse_and_refusal(encoder, corpus, tmp_path
         assert (out / path).is_file(), path
     assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".pdf"}
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and "report" not in p.name}
-    again = reproduce(*line, "--lines-only")
+    again = command(*line, "--lines-only")
     assert again.stdout.count("already trained") == 3 and "65 of 65 points already in" in again.stdout
     assert before == {p: p.read_bytes() for p in before}
-    refused = reproduce(*line, "--lines-only", "--batch-size", "16")
+    refused = command(*line, "--lines-only", "--batch-size", "16")
     assert refused.returncode == 2 and "was made with batch_size 32, this run asks for 16" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    whole = reproduce(*line)
+    whole = command(*line)
     assert whole.returncode == 0 and "65 of 465 points already in" in whole.stdout
     assert len((out / f"grids/pos/{name}/en-de/seed1.jsonl").read_text().splitlines()) == 466
-    dry = reproduce(*line, "--dry-run")
-    assert "3 distinct models" in dry.stdout and "465 of 465 points done" in dry.stdout
+    dry = command(*line, "--dry-run")
+    assert "3 of 3 distinct models done" in dry.stdout and "465 of 465 points done" in dry.stdout
+    assert '"precision": "fp32"' in dry.stdout
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["--task", "poss", "--src", "en", "--tgt", "de"], "choose from"),
-    (["--task", "pos", "--src", "en"], "--tgt is missing"),
-    (["--task", "pos", "--src", "en", "--tgt", "en"], "a pair needs two languages"),
-    (["--task", "pos", "--src", "en", "--tgt", "de", "--limit", "0"], "is no number of at least 1"),
-    (["--task", "pos", "--src", "en", "--tgt", "de", "--seeds", "-1"], "is no number of at least 0"),
-    (["--task", "pos", "--src", "en", "--tgt", "de", "--lr", "nan"], "is no number"),
-    (["--demo", "--src", "en"], "--demo brings its own"),
-])
-def test_wrong_flags_get_a_sentence(capsys, argv, said):
-    with pytest.raises(SystemExit) as stop:
-        r.parse_arguments(argv)
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+def read_nouns(path, lang):
+    for words, tags in data.read_pos(path, lang):
+        yield words, [(int(data.UPOS[tag] == "NOUN"),) for tag, in tags]
 
 
-def test_an_unknown_language_gets_the_list(capsys):
-    assert r.run(r.parse_arguments(["--task", "pos", "--src", "en", "--tgt", "xx"])) == 2
-    assert "there are ar, de, en, es, fr, hi, ru, vi, zh" in capsys.readouterr().err
+def test_a_task_is_one_entry_in_one_table(encoder, corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(r.TASKS, "nouns", r.Task(("accuracy",), data.ud_file, read_nouns, data.encode_words,
+                                                 ("other", "noun"), "Linear"))
+    args = ["--task", "nouns", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--seeds",
+            "1", "2", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out"), "--lines-only"]
+    assert r.answer(r.parse_arguments(args)) == 0
+    assert "NOUNS" in (tmp_path / "out/report.md").read_text() or "nouns" in (tmp_path / "out/report.md").read_text()
+    assert r.answer(r.parse_arguments([*args, "--dry-run"])) == 0
+    assert r.settings(r.parse_arguments(["--demo", "--task", "nouns"]), "nouns")["epochs"] == 5
+
+
+def test_one_diverged_model_leaves_the_rest_complete_and_is_named(encoder, corpus, tmp_path, monkeypatch, capsys):
+    loss, finetune, out = heads.Model.loss, r.finetune, tmp_path / "out"
+
+    def diverging(run, unit):
+        factor = float("nan") if unit.langs == ("de",) and unit.seed == 1 else 1.0
+        monkeypatch.setattr(heads.Model, "loss", lambda self, batch: loss(self, batch) * factor)
+        finetune(run, unit)
+
+    monkeypatch.setattr(r, "finetune", diverging)
+    args = ["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus), "--epochs",
+            "1", "--lr", "1e-2", "--out", str(out), "--lines-only", "--seeds"]
+    assert r.answer(r.parse_arguments([*args, "1"])) == 3      # not one pair is whole
+    assert r.answer(r.parse_arguments([*args, "1", "2"])) == 3
+    assert "loss became nan" in capsys.readouterr().out
+    assert (out / "models/pos/encoder/en/seed1/model.safetensors").exists()
+    assert len((out / "grids/pos/encoder/en-de/seed2.jsonl").read_text().splitlines()) == 66
+    failed = json.loads((out / "models/pos/encoder/de/seed1/failed.json").read_text())
+    assert "before step" in failed["problem"] and failed["lr"] == 1e-2
+    assert "pos encoder de seed 1: the loss became nan" in (out / "report.md").read_text()
+    monkeypatch.setattr(r, "finetune", finetune)
+    monkeypatch.setattr(heads.Model, "loss", loss)
+    assert r.answer(r.parse_arguments([*args, "1", "2"])) == 0   # the same command fills what is missing
+    assert not list(out.rglob("*failed*")) and (out / "grids/pos/encoder/en-de/seed1.jsonl").exists()
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--src", "tlh", "--tgt", "de", "--task", "pos"], "'tlh' is not known; there are ar, de, en"),
+    (["--src", "AR", "--tgt", "de", "--task", "pos"], "write it in lower case"),
+    (["--src", "en", "--tgt", "de", "--task", "pos,ner"], "separate names by spaces"),
+    (["--src", "en", "--tgt", "de", "--task", "pos", "--seeds", "1,2"], "separate numbers by spaces")])
+def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports(flags, said):
+    done = command(*flags)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+    code = "import sys, data; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=KIT).returncode == 0

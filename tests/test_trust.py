@@ -15,6 +15,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,17 +50,17 @@ def child(reproduce, argv, log, options):
     for number, path, mode in (0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY), (2, log + ".err", os.O_WRONLY):
         os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.argv = ["reproduce.py", *argv]
-    reproduce.plot.draw = lambda *_: []   # figures are slow, and others test them
+    reproduce.plot.draw_figure = lambda *_: None   # figures are slow, and others test them
     said, code = (sys.stdout, sys.stderr), 99
     if "disk" in options:   # longer files fail as on a full disk; the logs are written when there is room again
         limit, sys.stdout, sys.stderr = resource.getrlimit(resource.RLIMIT_FSIZE), io.StringIO(), io.StringIO()
         resource.setrlimit(resource.RLIMIT_FSIZE, (options["disk"], limit[1]))
     if "slow" in options:
-        reproduce.Bench.counts = slowly(reproduce.Bench.counts, options["slow"])
+        reproduce.Run.score = slowly(reproduce.Run.score, options["slow"])
     if "moment" in options:
         killed_at(reproduce, options["moment"])
     try:
-        code = reproduce.run(reproduce.parse_arguments(argv))
+        code = reproduce.answer(reproduce.parse_arguments(argv))
     except BaseException:
         traceback.print_exc()
     if "disk" in options:
@@ -109,9 +110,12 @@ def killed_at(reproduce, moment):
             Path(path).write_bytes(content[:size])
             tick()
 
-    whole = reproduce.safetensors.torch.save_file
-    reproduce.Training.cost = property(lambda _: 0.0, lambda *_: None)   # a save after each scoring, whatever it costs
-    reproduce.append, reproduce.safetensors.torch.save_file = append, save_file
+    import safetensors.torch
+
+    import train
+    whole = safetensors.torch.save_file
+    train.Run.cost = property(lambda _: 0.0, lambda *_: None)   # a save after each evaluation, whatever it costs
+    reproduce.results.append_line, safetensors.torch.save_file = append, save_file
     os.replace, Path.unlink = around(os.replace), around(Path.unlink)
 
 
@@ -218,7 +222,7 @@ def progress(out):
 def temporary(out):
     """Files that are being written, or were when a run was killed."""
     found = set()
-    for path in [*out.rglob("*.tmp"), *out.rglob(".tmp*")]:
+    for path in [*out.rglob(".*.tmp"), *out.rglob(".tmp*")]:
         with suppress(FileNotFoundError):
             found.add((path, path.stat().st_mtime_ns))
     return found
@@ -349,7 +353,7 @@ def test_torn_lines_and_files_left_behind_do_no_harm(server, undisturbed, tmp_pa
     state, = out.rglob("state.safetensors")
     with open(state.parent / "train.jsonl", "ab") as f:
         f.write(b'{"step": 9, "lr": 0.0')
-    for name in ("state.tmp", "model.tmp", ".tmpX1y2z3"):
+    for name in (".state.safetensors.tmp", ".model.safetensors.tmp", ".tmpX1y2z3"):
         (state.parent / name).write_bytes(b"half a file")
     run = continued(out, server.start)
     assert run.code == 0 and "continued after step" in run.said
@@ -359,7 +363,7 @@ def test_torn_lines_and_files_left_behind_do_no_harm(server, undisturbed, tmp_pa
         grid.write_bytes(want[str(grid.relative_to(out))][:-cut])
         assert continued(out, server.start).code == 0
         same(out, want)
-    for name in ("state.safetensors", "state.tmp", ".tmpX1y2z3"):   # killed when the model was whole
+    for name in ("state.safetensors", ".state.safetensors.tmp", ".tmpX1y2z3"):   # killed when the model was whole
         (state.parent / name).write_bytes(b"not needed any more")
     assert continued(out, server.start).code == 0
     same(out, want)
@@ -403,7 +407,7 @@ def test_a_file_that_another_process_writes_is_left_alone(server, undisturbed, t
             fcntl.flock(other, fcntl.LOCK_EX)
             run = server.start(out)
             assert run.wait() == 2
-            assert run.error == f"reproduce.py: Another process is writing {path}: wait for it, or give another --out.\n"
+            assert run.error == f"reproduce.py: Another process is writing {path}: wait for it, or take another --out.\n"
             assert path.read_bytes() == b'{"half": '
     assert server.start(out).wait() == 0
     same(out, undisturbed())
@@ -416,7 +420,7 @@ def two_at_once(server, undisturbed, out, moments, **settings):
         first.until(lambda: progress(out) >= moment)
         codes.append((second := server.start(out, **settings)).wait())
         assert second.code == 0 or second.code == 2 and re.fullmatch(
-            r"reproduce.py: Another process is writing \S+: wait for it, or give another --out.\n", second.error), second.error
+            r"reproduce.py: Another process is writing \S+: wait for it, or take another --out.\n", second.error), second.error
     assert first.wait() in (0, 2), first.error
     if first.code:   # the second run was a step ahead: the first has said so
         assert "Another process is writing" in first.error
@@ -454,7 +458,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_wh
         for path in out.rglob("*.safetensors"):
             if path.name == "model.safetensors":
                 assert path.read_bytes() == want[str(path.relative_to(out))]
-        assert not list(out.rglob("*.tmp"))
+        assert not list(out.rglob(".*.tmp"))
     assert continued(out, server.start).code == 0
     same(out, want)
     (out / "report.md").unlink()
@@ -484,10 +488,9 @@ def test_a_model_that_vanishes_before_its_grid(server, undisturbed, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ torchrun
 
-def torchrun(*argv, **popen):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                             KIT / "reproduce.py", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            cwd=KIT, **popen)
+def torchrun(*argv, flags=("--standalone", "--nproc-per-node", "2")):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *flags, KIT / "reproduce.py", *argv],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=KIT)
 
 
 def test_two_processes_give_the_files_of_one(server, undisturbed, tmp_path):
@@ -495,7 +498,20 @@ def test_two_processes_give_the_files_of_one(server, undisturbed, tmp_path):
     said, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     same(tmp_path / "out", undisturbed())
-    assert said.count("report.md are in") == 1
+    assert said.count("Look first at") == 1
+
+
+def test_two_machines_with_one_shared_folder_give_the_files_of_one_process(server, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    agents = [torchrun(*server.argv(tmp_path / "out"), flags=(
+        "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
+        "--master-port", port)) for rank in (0, 1)]
+    for agent in agents:
+        _, error = agent.communicate(timeout=300)
+        assert agent.returncode == 0, error
+    same(tmp_path / "out", undisturbed())
 
 
 @pytest.mark.slow

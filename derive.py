@@ -1,0 +1,397 @@
+"""Derived languages: what remains of transfer when one property of a language is changed.
+
+    en.inversion   en.permutation   en.transliteration   en.syntax-hi   en.transliteration.inversion
+
+After "When is BERT Multilingual? Isolating Crucial Ingredients for Cross-lingual Transfer" (Deshpande et al.
+2022). A derived language has the files of its base. Syntax acts on their words, the others on subword ids.
+"""
+
+from collections import Counter
+from functools import partial
+from itertools import permutations
+
+import numpy as np
+
+import data
+import plot
+from results import KitError
+
+ORDERS = ("inversion", "permutation")
+ON_IDS = (*ORDERS, "transliteration")
+KNOWN = ", ".join((*ON_IDS, "syntax-LANG"))
+HEADS = {data.UPOS.index(tag) for tag in ("NOUN", "PROPN", "PRON", "VERB")}   # "nouns and verbs" (ours)
+MOST_DEPENDENTS = 6   # of a word, in a sentence that syntax changes
+SEEN = 10             # how often a treebank must show a relation before its side is believed (ours)
+
+
+def parse(lang):
+    """(base, steps) of a name: "en.transliteration.inversion" is "en", ("transliteration", "inversion").
+
+    The base is the longest dotted beginning in data.TREEBANKS. Raises KitError where the rest makes no sense.
+    """
+    parts, n = lang.split("."), lang.count(".") + 1
+    while n and ".".join(parts[:n]) not in data.TREEBANKS:
+        n -= 1
+    if n == 0:
+        raise KitError(f"{lang!r} is no language, nor derived from one of {', '.join(data.TREEBANKS)}.")
+    base, steps, before = ".".join(parts[:n]), tuple(parts[n:]), set()
+    for step in steps:
+        kind, dash, other = step.partition("-")
+        if step not in ON_IDS and kind + dash != "syntax-":
+            raise KitError(f"{lang}: there is no transformation {step!r}; there are {KNOWN}.")
+        if kind == "syntax" and other not in data.TREEBANKS.keys() - {base}:
+            raise KitError(f"{lang}: {other!r} is no other language to take the order of; there are "
+                           f"{', '.join(sorted(data.TREEBANKS.keys() - {base}))}.")
+        if kind in before or (kind in ORDERS and not before.isdisjoint(ORDERS)):
+            raise KitError(f"{lang}: expected each of {KNOWN} at most once, not both {' and '.join(ORDERS)}.")
+        if kind == "syntax" and not before.isdisjoint(ORDERS):
+            raise KitError(f"{lang}: syntax works on words, so it comes before {' or '.join(ORDERS)}.")
+        before.add(kind)
+    return base, steps
+
+
+# ---- subword ids ------------------------------------------------------------------------------------------
+
+class Rule:
+    """What steps do to subword ids: the segments between special tokens are reordered, ids shifted by V.
+
+    V: size of the vocabulary; rows: of the encoder's embeddings. Raises KitError where these lack id + V.
+    """
+
+    def __init__(self, steps, tokenizer, rows):
+        V, special = len(tokenizer), tokenizer.all_special_ids
+        words = {tokenizer.unk_token_id, tokenizer.mask_token_id}   # they stand for words and move like them
+        self.steps, self.shifted = steps, np.arange(V)
+        self.border = np.isin(self.shifted, [i for i in special if i not in words])
+        if "transliteration" in steps:
+            if rows < 2 * V:
+                raise KitError(f"Transliteration needs an encoder with {2 * V} subwords, twice those of its "
+                               f"tokenizer, and this one has {rows}: pretrain one with --encoder scratch.")
+            self.shifted[~np.isin(self.shifted, special)] += V
+
+    def __call__(self, ids, place):
+        """(derived ids (L,), old (L,)): old[p] is where the subword that is now at p stood in ids (L,).
+
+        place: (sentence, window) in the file; a permutation is drawn from it, so that every run has the same.
+        """
+        old, first = np.arange(len(ids)), 0
+        bits = np.random.PCG64(place) if "permutation" in self.steps else None   # the same with every numpy
+        for end in [*np.flatnonzero(self.border[ids]), len(ids)]:
+            if "inversion" in self.steps:
+                old[first:end] = old[first:end][::-1].copy()
+            elif bits:
+                old[first:end] = first + bits.random_raw(end - first).argsort()
+            first = end + 1
+        return self.shifted[ids][old], old
+
+
+def derive(encoded, steps, tokenizer, rows, labels):
+    """A data.Encoded set in a derived language, neither of the two on a device yet; `reader` does the syntax.
+
+    What is read follows the first subword of its word, and gold follows it; reads of special tokens stay.
+    rows: of the encoder's embeddings (config.vocab_size); labels: the task's. Raises KitError as Rule does.
+    """
+    rule, derived = Rule(steps, tokenizer, rows), data.Encoded(encoded.pad, encoded.columns)
+    reordered = not set(steps).isdisjoint(ORDERS)
+    sentence, window, kind = -1, 0, 0
+    for ids, read, gold, new, second in encoded.windows():
+        sentence, window, kind = (sentence + 1, 0, 0) if new else (sentence, window + 1, kind)
+        ids, old = rule(ids, (sentence, window))
+        now = np.argsort(old)[read]             # (N,) where what is read stands now
+        order = np.argsort(now)
+        gold = follow(gold, order.tolist())
+        if reordered and labels == data.BIO:
+            gold, kind = repair(gold, kind)
+        derived.add(ids.tolist(), now[order].tolist(), gold, new, second)
+    derived.counts, derived.lost = dict(encoded.counts), encoded.lost
+    return derived
+
+
+def follow(gold, order):
+    """Gold rows (N, K) in a new order, row n being the old row order[n]; heads of a tree (K = 3) renumbered.
+
+    A head is an index among the rows, of which the first is the ROOT; -1, a head that was cut off, stays.
+    """
+    gold, new = [gold[old] for old in order], {old: n for n, old in enumerate(order)} | {-1: -1}
+    return [(new[row[0]], *row[1:]) for row in gold] if len(gold[0]) == 3 else gold
+
+
+def repair(gold, kind):
+    """(BIO rows, last type) after one pass from left to right: B- where a type begins, I- where it goes on.
+
+    kind: the type to the left, 0 for O or none; the tags of a type are 2 * type - 1 (B-) and 2 * type (I-).
+    """
+    tags = []
+    for tag, in gold:
+        before, kind = kind, (tag + 1) // 2
+        tags.append((2 * kind if kind in (0, before) else 2 * kind - 1,))
+    return tags, kind
+
+
+# ---- syntax -----------------------------------------------------------------------------------------------
+
+def preference(path):
+    """{relation: share to the right of its head} among the dependents of nouns and verbs in a treebank."""
+    seen, right = Counter(), Counter()
+    for _, rows in data.read_conllu(path):
+        for i, (_, head, relation) in enumerate(rows, 1):
+            if head and rows[head - 1][0] in HEADS:
+                seen[relation] += 1
+                right[relation] += i > head
+    return {relation: right[relation] / n for relation, n in seen.items() if n >= SEEN}
+
+
+def linearise(rows, preference):
+    """The places (N,) from which a sentence's words come in their new order; rows (upos, head, relation).
+
+    A dependent of a noun or verb takes the side that its relation prefers, others stay on theirs. What was
+    nearer to the head is nearer still; of two as near, the one that was on this side before (ours).
+    """
+    dependents = {head: [] for head in range(-1, len(rows))}   # by the head's place, -1 for the ROOT
+    for i, (_, head, _) in enumerate(rows):
+        dependents[head - 1].append(i)
+
+    def visit(head):
+        right = {i: i > head for i in dependents[head]}
+        if rows[head][0] in HEADS:
+            share = {i: preference.get(rows[i][2], .5) for i in right}
+            right |= {i: share[i] > .5 for i in right if share[i] != .5}
+        near = sorted(right, key=lambda i: (abs(i - head), right[i] != (i > head)))
+        order = [*(i for i in reversed(near) if not right[i]), head, *(i for i in near if right[i])]
+        return [word for i in order for word in ([i] if i == head else visit(i))]
+
+    return visit(dependents[-1][0])
+
+
+def movable(rows):
+    """Whether syntax changes a sentence: it is projective, and no word has more than 6 dependents."""
+    if max(Counter(head for _, head, _ in rows).values()) > MOST_DEPENDENTS:
+        return False
+    return linearise(rows, {}) == list(range(len(rows)))   # only a projective sentence stays the same
+
+
+def unmoved(path):
+    """(sentences that syntax leaves as they are, all sentences) of a treebank file."""
+    found = [movable(rows) for _, rows in data.read_conllu(path)]
+    return found.count(False), len(found)
+
+
+def reader(read, preference):
+    """A treebank reader, data.read_pos or data.read_trees, for sentences in the order of another language."""
+    def read_reordered(path, lang):
+        for (words, rows), (_, gold) in zip(data.read_conllu(path), read(path, lang), strict=True):
+            if movable(rows):
+                order, root = linearise(rows, preference), (-1,) * len(gold[0])
+                words = [words[i] for i in order]
+                gold = follow([root, *gold], [0, *(i + 1 for i in order)])[1:]   # heads count from 1
+            yield words, gold
+    return read_reordered
+
+
+# ---- what transfers ---------------------------------------------------------------------------------------
+
+TASKS = ("XNLI", "NER", "POS")   # the paper's
+PAPER = {   # P@1, and Delta in TASKS, of English and parallel text (the authors' plotting scripts)
+    "inversion": ("-", -3.4, -44.5, -.7), "permutation": ("-", -5., -28.5, -11.9),
+    "syntax": ("-", -1.8, -7.8, -.9), "transliteration": (90, -2.1, -2.3, -.5),
+    "inversion transliteration": (.16, -19.2, -51.5, -42.7),
+    "permutation transliteration": (.01, -27.7, -46.3, -59.),
+    "syntax transliteration": (57.3, -5.7, -14.2, -2.)}
+PAPER_R = {"XNLI": ".94, .70", "NER": ".93, .74", "POS": ".89, .58"}   # Spearman, Pearson; n = 7
+LITTLE = {"transliteration": -2.3, "inversion": -3.4, "permutation": -11.9, "syntax": -1.8}   # by RULES
+CLAIMS = (   # a claim, where the paper makes it, and what is measured
+    ("Transliteration alone costs little", "scripts", "Delta - limit = {:.2f}"),
+    ("Order alone costs little in XNLI and POS", "scripts", "Delta - limit = {:.2f}"),
+    ("Both together cost more than the sum", "Abstract", "sum of Deltas - Delta of both = {:.2f}"),
+    ("Delta goes with alignment", "Abstract", "Spearman - 0.7 = {:.2f}"),
+    ("With --align, alignment and transfer rise", "Abstract", "rise of P@1 = {:.2f}, Delta = {:.2f}"))
+HOW = """Means over seeds of scores on the derived language: BZ of the source-only model, BS of the target-only
+one, MZ as BZ, pretrained on the original alone; Delta = BZ - BS ± standard deviation, negative: a loss. P@1:
+% of input embeddings nearest to their partner's, mean of both directions; with --align, in its loss/left out.
+The paper (Deshpande et al. 2022): English, by its authors' plotting scripts. An encoder that is named was not
+pretrained here on both languages; no verdict counts it."""
+RULES = f"""A case follows where what is measured is above 0, or at a limit (ours). *Little*: the largest loss
+in the paper's own row, of order in XNLI and POS: {", ".join(f"{kind} {x}" for kind, x in LITTLE.items())}.
+*Sum*: transliteration alone plus order alone. *Spearman*: .7, of four languages or more. *P@1*: of all rows.
+Verdicts as above, in the paper's tasks; a case is a task and a derived language, for Spearman a task.
+
+p: the share of all orders with as high a Spearman coefficient. To be sure of the sign (p < .05) takes 1 of
+four languages, .9 of five, .83 of six, .71 of seven; of three, nothing is enough."""
+
+
+class Transfer:
+    """From a language to one derived from it, in one task: scores of the latter's dev set, one a seed."""
+
+    def __init__(self, runs, controls):
+        first, header = runs[0], runs[0].header
+        self.runs, self.task, self.src = runs, first.task_name, first.src
+        self.steps = frozenset(first.tgt.removeprefix(first.src + ".").split("."))
+        self.kinds = " ".join(sorted(step.partition("-")[0] for step in self.steps))
+        self.here, self.align = "align" in header, header.get("align")   # here: as pretrain.about() says
+        self.p1 = [np.mean(there_and_back) for there_and_back in (header.get("alignment") or {}).values()]
+        note = f", align {self.align:g}" if self.align else "" if self.here else f", {first.encoder_name}"
+        self.name, self.alignment = first.tgt + note, plot.mean(self.p1)
+        self.BZ, self.BS = ([run.points[at][1] for run in runs] for at in (plot.SRC, plot.TGT))
+        self.MZ = [run.points[plot.SRC][1] for run in controls if self.here]
+        self.deltas = np.subtract(self.BZ, self.BS)
+        self.delta = self.deltas.mean()
+        near, far = plot.mean(plot.normalise(runs, [(.9, 0.), (1.1, 0.)])[0])[:, 1]
+        self.slope = (near - far) / .2   # of the target at the zero-shot point, along Eq. 1
+        self.lowest = plot.shape(runs, 1).get("lowest score", [np.nan])[0]   # of the source on Eq. 1
+        self.angle = plot.mean([run.angle for run in runs if run.known])
+
+
+def transfers(grids):
+    """The Transfers in grids, by task and name; runs that collapsed or lack a model are left out."""
+    grids = [grid for grid in plot.sound(grids)
+             if grid.tgt.startswith(grid.src + ".") and {plot.SRC, plot.TGT} <= grid.points.keys()]
+    controls = plot.group([grid for grid in grids if grid.header.get("original")], *plot.PAIR)
+    cases = plot.group([grid for grid in grids if not grid.header.get("original")], *plot.CASE)
+    found = [Transfer(runs, controls.get((task, *pair), ())) for (task, _, *pair), runs in cases.items()]
+    return sorted(found, key=lambda each: (each.task, each.name))
+
+
+def table(grids):
+    """{task: rows {column: cell}} for plot.table, a row a derived language."""
+    found = {}
+    for each in transfers(grids):
+        BZ, BS, MZ = (f"{np.mean(scores):.1f}" if scores else "-" for scores in (each.BZ, each.BS, each.MZ))
+        sd = f" ± {each.deltas.std(ddof=1):.1f}" if len(each.deltas) > 1 else ""
+        paper = PAPER.get(each.kinds, "") if each.here and not each.align else ""
+        paper = dict(zip(("P@1", *TASKS), map(str, paper), strict=False))
+        found.setdefault(each.task, []).append({
+            "derived language": each.name, "P@1": "/".join(f"{p1:.1f}" for p1 in each.p1) or "-", "BZ": BZ,
+            "BS": BS, "MZ": MZ, "Delta": f"{each.delta:.1f}{sd}", "seeds": str(len(each.BZ)),
+            "paper: P@1": paper.get("P@1", "-"), "paper: Delta": paper.get(each.task, "-")})
+    return found
+
+
+def ranks(values):
+    """Ranks (n,) from 1; equal values share the mean of theirs."""
+    return np.array([np.less(values, each).sum() + (np.equal(values, each).sum() + 1) / 2 for each in values])
+
+
+def correlate(x, y):
+    """(Spearman, p, Pearson) of x and y (n,); NaN where one of them does not vary or n is below 3.
+
+    p: the share of all orders of y with as high a Spearman coefficient; beyond n = 8, of 40,320 drawn ones.
+    """
+    if len(x) < 3 or min(np.ptp(x), np.ptp(y)) == 0:
+        return (np.nan,) * 3
+    a, b, n = ranks(x) - ranks(x).mean(), ranks(y), len(x)
+    orders = [*permutations(range(n))] if n <= 8 else np.random.PCG64(0).random_raw((40320, n)).argsort(1)
+    p = np.mean(b[np.array(orders)] @ a > b @ a - 1e-6)
+    return np.corrcoef(a, b)[0, 1], p, np.corrcoef(x, y)[0, 1]
+
+
+def correlations(grids):
+    """{task: (n, *correlate())} of alignment and Delta, over transliterated languages without --align."""
+    aligned = plot.group([each for each in transfers(grids) if each.p1 and not each.align], "task")
+    return {task: (len(of), *correlate([each.alignment for each in of], [each.delta for each in of]))
+            for (task,), of in aligned.items()}
+
+
+def claims(grids):
+    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
+    found, shift, rows = transfers(grids), frozenset(["transliteration"]), []
+    found = [each for each in found if each.here and each.task in TASKS]
+    plain = {(each.task, each.src, each.steps): each for each in found if not each.align}
+    alone, order, both, risen = [], [], [], []   # of each case what is measured, a limit met being above 0
+    for (task, src, steps), each in plain.items():
+        parts = [plain.get((task, src, part)) for part in (shift, steps - shift)]
+        if shift < steps and all(parts):
+            both.append([sum(part.delta for part in parts) - each.delta])
+        elif each.kinds in LITTLE and (steps == shift or task != "NER"):
+            (alone if steps == shift else order).append([each.delta - LITTLE[each.kinds] + 1e-6])
+    for each in found:
+        if each.align and (without := plain.get((each.task, each.src, each.steps))):
+            risen.append([each.alignment - without.alignment, each.delta - without.delta])
+    ranked = [[rank - .7 + 1e-6] for task, (n, rank, *_) in correlations(grids).items()
+              if task in TASKS and n > 3 and np.isfinite(rank)]
+    for (claim, paper, measured), cases in zip(CLAIMS, (alone, order, both, ranked, risen), strict=True):
+        row = {"verdict": "not tested", "cases": "-", "measured": "-"}
+        if cases:
+            pooled, yes = np.mean(cases, 0), sum(min(case) > 0 for case in cases)
+            holds, most = min(pooled) > 0, 2 * yes > len(cases)
+            verdict = "agrees" if holds and most else "mixed" if holds or most else "differs"
+            row = dict(verdict=verdict, cases=f"{yes} of {len(cases)}", measured=measured.format(*pooled))
+        rows.append({"claim": claim, "paper": paper} | row)
+    return rows
+
+
+def figures(grids):
+    """The figures of derived languages, as plot.plan has its own; none where there are no such grids."""
+    found = transfers(grids)
+    aligned = [each for each in found if each.p1]
+    surface = {"slope": "slope of target\nat zero-shot", "lowest": "lowest source\nscore on Eq. 1",
+               "angle": "angle, degrees"}
+    drawn = [("ingredients", "Delta of each derived language", partial(bars_figure, found)),
+             ("ingredients-alignment", "Delta against alignment",
+              partial(points_figure, aligned, {"delta": "Delta, points"})),
+             ("ingredients-surface", "Target's slope, source's flatness and angle against alignment",
+              partial(points_figure, aligned, surface))]
+    return drawn if aligned else drawn[:1] if found else []
+
+
+def bars_figure(found):
+    """Delta of each derived language, a bar a task; lines: standard deviation over seeds."""
+    tasks, names = plot.group(found, "task"), sorted({each.name for each in found})
+    width = 1 / (len(tasks) + 1)
+    figure, [[ax]] = plot.canvas(1, 1, .6 + .08 * len(names) / width)
+    for number, ((task,), of) in enumerate(tasks.items()):
+        y = [names.index(each.name) + (number - (len(tasks) - 1) / 2) * width for each in of]
+        ax.barh(y, [each.delta for each in of], width, color=plot.DOTS[number % 4], label=task,
+                xerr=[plot.moments(each.deltas)[2] for each in of], error_kw={"elinewidth": .8})
+    ax.axvline(0, color="black", lw=.6)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="Delta, points", ylim=(len(names) - .5, -.5))
+    figure.legend(loc="outside upper right", ncols=4, handlelength=1)
+    return figure
+
+
+def points_figure(found, labels):
+    """A panel for each {attribute: label} against alignment: a point a derived language, hollow with --align."""
+    from matplotlib.transforms import offset_copy
+    figure, panels = plot.canvas(len(labels), 1, .9 + 2.4 / len(labels), sharex=True)
+    at = {each.name: each.alignment for each in found}
+    for (name, label), ax in zip(labels.items(), panels.flat, strict=True):
+        for number, ((task,), of) in enumerate(plot.group(found, "task").items()):
+            look = {"marker": "os^D"[number % 4], "color": plot.DOTS[number % 4], "lw": 0}
+            ax.plot([], [], **look, label=task)
+            for each in of:
+                ax.plot(each.alignment, getattr(each, name), **look, mfc="white" if each.align else None)
+        ax.set_ylabel(label)
+        ax.vlines([*at.values()], 0, 1, "0.85", lw=.5, zorder=0, transform=ax.get_xaxis_transform())
+    line = {"arrowstyle": "-", "lw": .3, "relpos": (.5, 0), "shrinkA": 0}
+    above = offset_copy(panels[0, 0].transAxes, figure, y=.2)   # by inches
+    for name, place in zip(sorted(at, key=at.get), np.linspace(0, 1, len(at)), strict=True):
+        panels[0, 0].annotate(name, (at[name], 1), (place, 1), ("data", "axes fraction"), above,
+                              size=6, rotation=90, ha="center", arrowprops=line)
+    ax.set_xscale("symlog", linthresh=.1)   # P@1 may be 0, and differs most where it is small
+    ax.set_xticks([0, .1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    ax.set(xlim=(-.02, 140), xlabel="alignment, P@1 in %; hollow: with --align")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=4, handlelength=1)
+    return figure
+
+
+def section(grids):
+    """(Markdown for report.md, text 79 columns wide) on derived languages; "" twice where there are none."""
+    found, said, related = table(grids), claims(grids), []
+    for task, (n, *numbers) in correlations(grids).items():
+        cells = ["-" if np.isnan(number) else f"{number:.2f}" for number in numbers]
+        names = "task", "n", "Spearman", "p", "Pearson", "paper, n = 7"
+        related.append(dict(zip(names, (task, str(n), *cells, PAPER_R.get(task, "-")), strict=True)))
+    parts = ["## Derived languages", HOW, *(f"{task}\n\n{plot.table(rows)}" for task, rows in found.items()),
+             related and "Alignment and Delta, transliterated, without --align", plot.table(related),
+             plot.table(said), RULES]
+    shown = "P@1", "BZ", "BS", "Delta"
+    lines = ["Derived languages: BZ of source-only, BS of target-only models; Delta = BZ - BS"]
+    for task, rows in found.items():
+        short = [{task: row["derived language"][-37:]} | {key: row[key] for key in shown} for row in rows]
+        lines += ["", plot.table(short, "  ")]
+    lines += ["", "Alignment and Delta", plot.table(related, "  "), ""] if related else [""]
+    for row in said:
+        lines.append(f"{row['verdict']:12}{row['claim']}")
+        if row["measured"] != "-":
+            lines.append(" " * 12 + f"{row['measured']}; {row['cases']} cases")
+    return ("\n\n".join(filter(None, parts)), "\n".join(lines)) if found else ("", "")

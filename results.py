@@ -1,0 +1,216 @@
+"""What stands on disk, and who makes it: units of work shared by ranks, JSON lines, tensors with metadata.
+
+Every file is written by one process at a time and is whole or not there; a journal (JSON lines) may end in a
+torn line, which is done again. What a killed run leaves behind the next run of the same command takes over.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+from tqdm import tqdm
+
+FORMAT = 2  # of models and grids; raised when an older folder can no longer be continued
+
+
+class KitError(ValueError):
+    """A mistake that a person can put right, in a sentence: where, which value, what to do."""
+
+
+class UnitError(KitError):
+    """A unit of work that cannot be finished: it is recorded, and all that does not need it goes on."""
+
+
+# ---- units and ranks --------------------------------------------------------------------------------------
+
+class Ranks:
+    """The processes of a run, one alone or those of torchrun; each takes the next unit from a shared counter.
+
+    They share nothing but files and torch.distributed's key-value store: no process group, no device.
+    """
+
+    def __init__(self):
+        from torch import distributed
+        self.rank, self.world, self.store, self.shares, self.said = 0, 1, distributed.HashStore(), 0, 0
+        self.quiet = None   # of progress bars: on a terminal, and by rank 0 alone
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            forever = timedelta(days=30)
+            self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=forever))
+            self.quiet = True if self.rank else None
+
+    def take(self, units):
+        """Yield the units that fall to this process; every process calls this with the same list."""
+        self.shares += 1
+        counter = f"share {self.shares}"
+        while (taken := self.ask("add", counter, 1)) <= len(units):
+            yield units[taken - 1]
+
+    def finish(self, unit, problem=""):
+        """Tell all processes that a unit is done, or why it failed."""
+        self.ask("set", f"unit {unit}", problem)
+
+    def outcome(self, unit):
+        """Wait until some process has finished a unit; "" or why it failed."""
+        return self.wait(f"unit {unit}")
+
+    def barrier(self):
+        """Wait until every process has come here."""
+        self.shares += 1
+        if self.ask("add", f"arrived {self.shares}", 1) == self.world:
+            self.ask("set", f"open {self.shares}", "")
+        self.wait(f"open {self.shares}")
+
+    def wait(self, key):
+        """The value of a key once some process has set it; rank 0 prints what the others say meanwhile."""
+        while self.rank == 0 and not self.ask("check", [key]):
+            self.say()
+            time.sleep(0.05)
+        return self.ask("get", key).decode()
+
+    def say(self, text=""):
+        """Print a line, through rank 0 alone, so that lines and progress bars never meet."""
+        if self.rank:
+            return self.ask("set", f"line {self.ask('add', 'lines', 1)}", text)
+        while self.said < self.ask("add", "lines", 0):
+            self.said += 1
+            tqdm.write(self.ask("get", f"line {self.said}").decode())
+        if text:
+            tqdm.write(text)
+        sys.stdout.flush()
+
+    def ask(self, verb, *words):
+        """One question to the store. Raises KitError where the process that holds it has ended."""
+        try:
+            return getattr(self.store, verb)(*words)
+        except RuntimeError as e:
+            raise KitError(f"Another process of this run has ended, so this one (rank {self.rank}) stops too "
+                           f"({str(e).splitlines()[0]}). The same command continues.") from None
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+@contextmanager
+def locked(path, wait=False):
+    """A file opened to read and append by this process alone. Waits or raises KitError if another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "a+b") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise KitError(f"Another process is writing {path}: wait for it, "
+                               "or take another --out.") from None
+            yield f
+    except OSError as e:
+        e.filename = e.filename or str(path)   # a full disk gives no name
+        raise
+
+
+def write(path, content):
+    """Write bytes whole or not at all; the temporary file takes over what a killed run left."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    while True:
+        with locked(temporary, wait=True) as f:
+            if not temporary.exists() or not os.path.samestat(os.fstat(f.fileno()), temporary.stat()):
+                continue   # another run has moved it into place meanwhile
+            try:
+                f.truncate(0)
+                f.write(content)
+                f.flush()
+                return os.replace(temporary, path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+def read_lines(f, path):
+    """The JSON lines of an open file; a torn last line, of a killed process, is cut off to be done again."""
+    f.seek(0)
+    content = f.read()
+    whole = content[:content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        f.truncate(len(whole))
+    try:
+        return [dict(json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError):
+        raise KitError(f"{path} is damaged: a line in it is no JSON. Delete the file; "
+                       "the same command makes it again.") from None
+
+
+def clear(folder):
+    """Remove what only an unfinished training needs, and what a killed one has left behind."""
+    for left in [folder / "state.safetensors", *folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
+        left.unlink(missing_ok=True)
+
+
+def line(record):
+    """The bytes of one JSON line."""
+    return json.dumps(record).encode() + b"\n"
+
+
+def append_line(f, record):
+    """Add one JSON line to an open file; it is there even if the process is killed right after."""
+    f.write(line(record))
+    f.flush()
+
+
+def save_tensors(path, tensors, metadata):
+    """Write {name: tensor} and a JSON-able dict as safetensors, whole or not at all, in the umask's mode."""
+    import safetensors.torch
+    temporary = path.with_name(f".{path.name}.tmp")
+    for left in path.parent.glob(".tmp*"):   # the library's own temporary names, of killed runs
+        left.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        safetensors.torch.save_file(tensors, temporary, {"about": json.dumps(metadata)})
+        temporary.chmod(mode)                # the library leaves 0600
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as e:
+        raise KitError(f"{path} could not be written ({e}): make room, or give another --out.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path, tensors=True):
+    """(metadata, {name: tensor}) of a file that save_tensors wrote, on the CPU; {} if they are not wanted."""
+    import safetensors
+    try:
+        with safetensors.safe_open(path, "pt") as f:
+            metadata = {"config": {}} | json.loads(f.metadata()["about"])
+            return metadata, {name: f.get_tensor(name) for name in f.keys()} if tensors else {}
+    except FileNotFoundError:
+        raise KitError(f"{path} is gone; the same command makes it again.") from None
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:
+        raise KitError(f"{path} is torn or not of this kit ({e}). Delete it; "
+                       "the same command makes it again.") from None
+
+
+def digest(tensors):
+    """SHA-256 of {name: tensor}: names and values in the order of the names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().numpy())
+    return found.hexdigest()
+
+
+def check_same(want, have, path):
+    """Raise KitError, naming the first setting that differs, unless a file was made as is now asked for."""
+    for key in want:
+        if want[key] != have.get(key):
+            raise KitError(f"{path} was made with {key} {have.get(key)}, this run asks for {want[key]}. "
+                           "Ask for the same, give another --out, or delete that file.")
+
+
+def out_of_memory(error):
+    """Whether an exception says that no memory is left; the CPU's allocator raises a plain RuntimeError."""
+    says_so = re.search("out of memory|allocate memory|ALLOC_FAILED", str(error))
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and bool(says_so)

@@ -1,0 +1,174 @@
+"""One optimiser loop for every training, pretraining and fine-tuning alike; it knows no task.
+
+It is handed a model with `loss(batch)`, the batches of each step, and an `evaluate` that is called now and
+then. Killed at any moment, the same call takes up the last saved state and ends with the same parameters.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import results
+from results import KitError, UnitError
+
+
+class Settings(NamedTuple):
+    """What decides the steps of a training, beside its model and batches."""
+    steps: int
+    lr: float                  # at its peak
+    evaluate_at: list          # the steps after which `evaluate` is called; the last one is `steps`
+    seed: int = 0              # of dropout
+    warmup: float = 0.1        # share of the steps (App. A)
+    betas: tuple = (0.9, 0.99)  # the authors' code
+    clip: float | None = None  # largest norm of the gradient
+    precision: str = "fp32"    # or bf16, by autocast: parameters, embeddings and normalisation stay fp32
+
+
+def warmup_decay(step, total, warmup=0.1):
+    """Share of the peak learning rate at a step: linear warm-up, then linear decay to 0 (App. A)."""
+    warm = int(warmup * total)
+    return step / warm if step < warm else (total - step) / max(1, total - warm)
+
+
+def train(model, batches, evaluate, settings, config, journal, name, ranks):
+    """Train a model and return what is kept of it: (metadata, {name: parameter}).
+
+    batches(step, parts): the batch of a step, cut into at most so many; a batch has `count`, the number of
+    terms its loss is a mean of. evaluate(records): (record, keep) from the records before it; keep: these
+    are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
+    which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
+    refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number.
+    """
+    run = Run(model, settings, config, journal)
+    if run.step:
+        ranks.say(f"{name}: continued after step {run.step}")
+    with tqdm(total=settings.steps, initial=run.step, desc=name, unit="step", leave=False,
+              disable=ranks.quiet) as bar:
+        while run.step < settings.steps:
+            until = min(step for step in settings.evaluate_at if step > run.step)
+            loss = run.steps(until, batches, bar)
+            if not math.isfinite(loss):
+                run.forget()
+                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
+                                "kept. Try a lower --lr.")
+            model.eval()
+            record, keep = evaluate(run.records)
+            run.record({"step": until, "lr": run.lr(until - 1), "loss": round(loss, 6), **record}, keep)
+    return run.kept, run.best
+
+
+class Run:
+    """The state of one training between two evaluations; it can be saved and taken up again."""
+
+    def __init__(self, model, settings, config, journal):
+        self.model, self.settings, self.config, self.journal = model, settings, config, journal
+        self.path = Path(journal.name).with_name("state.safetensors")
+        self.parameters = dict(model.named_parameters())
+        self.device = next(iter(self.parameters.values())).device
+        self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=settings.betas, fused=True)
+        self.step, self.parts, self.kept, self.best = 0, 1, {}, {}
+        self.saved, self.cost = time.time(), 0.0
+        self.records = results.read_lines(journal, journal.name)
+        if self.path.exists():
+            self.restore()
+        else:
+            self.records = []
+            journal.truncate(0)
+
+    def lr(self, step):
+        return self.settings.lr * warmup_decay(step, self.settings.steps, self.settings.warmup)
+
+    def steps(self, until, batches, bar):
+        """Train up to a step; returns the mean loss on the way."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step)   # a resumed run drops the same units
+        self.model.train()
+        total, first = torch.zeros((), device=self.device), self.step
+        for self.step in range(first, until):
+            self.adam.param_groups[0]["lr"] = self.lr(self.step)
+            total += self.gradient(batches)
+            if self.settings.clip:
+                torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+            self.adam.step()
+            self.adam.zero_grad()
+            bar.update()
+        self.step = until
+        return total.item() / (until - first)
+
+    def gradient(self, batches):
+        """Accumulate the gradient of a step and return its loss; in ever smaller parts if memory runs out."""
+        while True:
+            parts = [part for part in batches(self.step, self.parts) if part.count]
+            try:
+                return self.accumulate(parts)
+            except (RuntimeError, MemoryError) as e:
+                if not results.out_of_memory(e) or len(parts) < self.parts:
+                    raise
+            self.parts *= 2
+            self.adam.zero_grad()
+            torch.cuda.empty_cache()
+
+    def accumulate(self, parts):
+        total, number = torch.zeros((), device=self.device), sum(part.count for part in parts)
+        for part in parts:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                loss = self.model.loss(part) * (part.count / number)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def record(self, record, keep):
+        """Log an evaluation, keep the parameters if they are the best, save the state if that is cheap."""
+        if keep:
+            self.kept = {"best_step": self.step, **record}
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.records.append(record)
+        results.append_line(self.journal, record)
+        # A save may cost a tenth of the time since the last one: a large model does not wait for the disk.
+        if self.step < self.settings.steps and time.time() - self.saved >= 10 * self.cost:
+            began = time.time()
+            self.save()
+            self.saved, self.cost = time.time(), time.time() - began
+
+    def save(self):
+        adam = self.adam.state_dict()["state"]
+        moments = {f"adam.{i}.{key}": value for i, state in adam.items() for key, value in state.items()}
+        now = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
+        best = {f"best.{name}": p for name, p in self.best.items()}
+        results.save_tensors(self.path, now | best | moments,
+                             {"config": self.config, "step": self.step, "kept": self.kept,
+                              "parts": self.parts})
+
+    def restore(self):
+        """Take up the last saved state, and drop the evaluations that were logged after it."""
+        about, tensors = results.load_tensors(self.path)
+        results.check_same(self.config, about["config"], self.path)
+        try:
+            self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
+            self.records = [record for record in self.records if record["step"] <= self.step]
+            moments = {}
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    p.copy_(tensors.pop(f"now.{name}"))
+            for key, value in tensors.items():
+                kind, _, name = key.partition(".")
+                if kind == "best":
+                    self.best[name] = value.to(self.device)
+                else:
+                    number, _, name = name.partition(".")
+                    moments.setdefault(int(number), {})[name] = value
+            groups = self.adam.state_dict()["param_groups"]
+            self.adam.load_state_dict({"state": moments, "param_groups": groups})
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise KitError(f"{self.path} or {self.journal.name} is damaged ({e!r}). Delete both; "
+                           "the same command trains this model anew.") from None
+        # Cut, not written anew: a process killed here leaves all lines or the right ones.
+        self.journal.truncate(sum(len(results.line(record)) for record in self.records))
+
+    def forget(self):
+        """Remove what a training that cannot go on has left."""
+        self.path.unlink(missing_ok=True)
+        self.journal.truncate(0)
