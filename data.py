@@ -3,9 +3,7 @@
     Source -> text file -> sentence (words and gold) -> windows of subword ids -> batch on the device
 
 One idea makes four tasks one path: a window is subword ids plus the positions to read from. POS and NER read
-each word's first subword, XNLI reads the first token, the parser reads the first token as the artificial ROOT
-and then each word's first subword. Everything after this file sees only what was read.
-
+each word's first subword, XNLI the first token, the parser the first token as ROOT and then as POS does.
 To add a language, add its treebank to TREEBANKS (and its git names to UD_GIT_NAMES if it is to be fetched).
 """
 
@@ -17,11 +15,9 @@ import tarfile
 import urllib.request
 import zipfile
 from bisect import bisect_right
-from concurrent.futures import Future
 from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path
-from threading import Thread
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -40,15 +36,13 @@ RELATIONS = tuple("""acl advcl advmod amod appos aux case cc ccomp clf compound 
     punct reparandum root vocative xcomp""".split())  # the 37 universal relations, without subtypes
 BIO = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
 NLI = ("entailment", "neutral", "contradiction")
-
 TABLE_1 = {"xnli": dict.fromkeys(TREEBANKS, (392703, 2490)),  # of the paper: sentences or pairs
            "ner": dict.fromkeys(TREEBANKS, (20000, 10000)) | {"hi": (5000, 1000)}}
 TABLE_1["pos"] = TABLE_1["parsing"] = {
     "en": (12543, 2002), "ar": (6075, 909), "de": (13814, 799), "es": (14187, 1400), "fr": (14449, 1476),
     "hi": (13304, 1659), "ru": (3850, 579), "vi": (1400, 800), "zh": (3997, 500)}
 HEADERS_COUNTED = {("xnli", "train"): 1}  # another reader finds 392702 pairs: the header is counted (ours)
-
-UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/{treebank}/r2.7/{file}"
+UD_URL = "https://raw.githubusercontent.com/UniversalDependencies"
 UD_GIT_NAMES = {  # git's names at tag r2.7
     "ar_padt": ("0c816a00eb1451c121b98bccb720ff5b4f12261f", "aa8a128ea0914be9c8715b5b7ee317af86d932f1"),
     "de_gsd": ("3cb48b5e26f9050cd756c375cb957ef233360bdf", "1366eb0088b1dcf412a18ba35e272c7d36b1f09e"),
@@ -79,10 +73,9 @@ ARCHIVES = {  # file under DATA: (address, SHA-256)
                           "4ba1d5e1afdb7161f0f23c66dc787802ccfa8a25a3ddd3b165a35e50df346ab1"),
     "xnli/XNLI-MT-1.0.zip": ("https://dl.fbaipublicfiles.com/XNLI/XNLI-MT-1.0.zip",
                              "f732517ba2fb1d550e9f3c2aabaef6017c91ee2dcec90e878f138764d224db05"),
-    "panx/panx_dataset.zip": (
-        "https://s3.amazonaws.com/datasets.huggingface.co/wikiann/1.1.0/panx_dataset.zip",
-        "164814b64f749ad000988b5ab45050b5116913b3db466ab173008955ddf649a4")}
-PATIENCE = 10         # seconds in which a server has to answer
+    "panx/panx_dataset.zip": ("https://s3.amazonaws.com/datasets.huggingface.co/wikiann/1.1.0/panx_dataset.zip",
+                              "164814b64f749ad000988b5ab45050b5116913b3db466ab173008955ddf649a4")}
+PATIENCE = 10         # seconds for each answer of a server
 MOST_BYTES = 1 << 29  # of one file out of an archive; a genuine one has less than half of it (estimated)
 
 MAX_SUBWORDS = 128    # App. A; with the special tokens (ours: the authors' code does not count them)
@@ -90,17 +83,14 @@ CONTEXT = 64          # the authors' code: subwords on the left of a window that
 DEV_WORDS = 128       # App. A: the words of a dev sentence that are parsed ...
 DEV_SUBWORDS = 512    # ... and their subwords at most (ours): the positions of BERT and XLM-R
 
-
-# --------------------------------------------------------------------------------------------------- fetching
+# ---- fetching ---------------------------------------------------------------------------------------------
 
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
-
 def git_name(content):
     """Git's name of a file's content: SHA-1 over "blob <bytes>\\0" and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
 
 class Source(NamedTuple):
     """A corpus file, or an archive of some, described: to make one, nothing is read or fetched."""
@@ -111,16 +101,13 @@ class Source(NamedTuple):
     archive: "Source | None" = None  # the zip or tar that holds it ...
     members: tuple[str, ...] = ()    # ... under this name, or in an archive of this name under a second one
 
-
 def ud_file(folder, lang, split):
     """The Source of a treebank file under `folder`."""
     treebank = TREEBANKS[lang]
     stem = f"{lang}_{treebank.split('-')[-1].lower()}"
-    path = Path(folder, "ud", treebank, f"{stem}-ud-{split}.conllu")
-    digest = UD_GIT_NAMES.get(stem, (None, None))[SPLITS.index(split)]
-    address = UD_URL.format(treebank=treebank, file=path.name) if digest else None
-    return Source(path, address, digest, git_name)
-
+    digest, file = UD_GIT_NAMES.get(stem, (None, None))[SPLITS.index(split)], f"{stem}-ud-{split}.conllu"
+    address = f"{UD_URL}/{treebank}/r2.7/{file}" if digest else None
+    return Source(Path(folder, "ud", treebank, file), address, digest, git_name)
 
 def ner_file(folder, lang, split):
     """The Source of a WikiAnn file under `folder`."""
@@ -128,14 +115,12 @@ def ner_file(folder, lang, split):
     zipped = Source(Path(folder, "panx/panx_dataset.zip"), *ARCHIVES["panx/panx_dataset.zip"])
     return Source(Path(folder, "panx", lang, split), None, digest, sha256, zipped, (f"{lang}.tar.gz", split))
 
-
 def xnli_file(folder, lang, split):
     """The Source of an XNLI file under `folder`; one dev file holds all languages."""
     name = "XNLI-1.0/xnli.dev.tsv" if split == "dev" else f"XNLI-MT-1.0/multinli/multinli.train.{lang}.tsv"
     zipped = f"xnli/{name.split('/')[0]}.zip"
     zipped = Source(Path(folder, zipped), *ARCHIVES[zipped])
     return Source(Path(folder, "xnli", name), archive=zipped, members=(name,))
-
 
 def fetch(sources):
     """Make the files be there, downloaded or out of their archives; what is there is left alone. The first
@@ -156,39 +141,21 @@ def fetch(sources):
         if source.archive:
             write(source.path, unpack(source))
 
-
 def download(source):
-    """Bytes from a source's address, if they have its digest. Raises KitError."""
-    content = bytearray()
+    """Bytes from a source's address, if they have its digest. Raises KitError, also where a server is silent
+    for PATIENCE seconds; how long a silent name server is waited for, the system decides."""
     try:
-        with ask(source.address) as r:
+        with urllib.request.urlopen(source.address, timeout=PATIENCE) as r:
             if not r.geturl().startswith("https://"):
                 raise KitError(f"{source.address} led to {r.geturl()}, which is not https: nothing was kept")
-            with tqdm(total=r.length, unit="B", unit_scale=True, desc=source.path.name, disable=None) as bar:
-                while part := r.read(1 << 20):
-                    content += part
-                    bar.update(len(part))
+            with tqdm.wrapattr(r, "read", total=r.length, desc=source.path.name, disable=None) as shown:
+                content = b"".join(iter(lambda: shown.read(1 << 20), b""))
     except (OSError, EOFError, http.client.HTTPException) as e:
-        raise KitError(f"{source.address}: {str(e) or f'no answer in {PATIENCE} s'}") from None
+        raise KitError(f"{source.address}: {e}") from None
     if (found := source.digest_of(content)) != source.digest:
         raise KitError(f"{source.address} gave {len(content)} bytes with digest {found}, expected "
                        f"{source.digest}: nothing was kept")
     return content
-
-
-def ask(address):
-    """urlopen(address) within PATIENCE seconds: its own timeout does not cover a silent name server."""
-    answer = Future()
-
-    def wait():
-        try:
-            answer.set_result(urllib.request.urlopen(address, timeout=60))
-        except Exception as e:  # for the thread that asked
-            answer.set_exception(e)
-
-    Thread(target=wait, daemon=True).start()
-    return answer.result(PATIENCE)
-
 
 def unpack(source):
     """Bytes of a source out of its archive. Raises KitError, or OSError where the archive is not there."""
@@ -200,16 +167,22 @@ def unpack(source):
         content, label = member(content, name, label), name
     return content
 
-
 def member(packed, name, label):
     """Bytes of one member of a zip or a tar (bytes too); nothing is unpacked by path. Raises KitError."""
     try:
         if packed[:2] == b"PK":  # so a zip begins
-            with zipfile.ZipFile(io.BytesIO(packed)) as z, z.open(find(z.namelist(), name)) as f:
-                content = f.read(MOST_BYTES + 1)
+            archive = zipfile.ZipFile(io.BytesIO(packed))
+            names, extract = archive.namelist(), archive.open
         else:
-            with tarfile.open(fileobj=io.BytesIO(packed)) as t:
-                content = t.extractfile(find(t.getnames(), name)).read(MOST_BYTES + 1)
+            archive = tarfile.open(fileobj=io.BytesIO(packed))
+            names, extract = archive.getnames(), archive.extractfile
+        for n in names:
+            if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
+                raise ValueError(f"it holds the path {n!r}, which leaves its folder")
+        found = [n for n in names if f"/{n}".endswith(f"/{name}")]
+        if not found:
+            raise ValueError(f"it does not hold {name}")
+        content = extract(min(found, key=len)).read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes, which no corpus file has")
         return content
@@ -217,34 +190,19 @@ def member(packed, name, label):
         why = " ".join(str(e).split())
         raise KitError(f"{label} is truncated, no archive or not trusted: {why}. Delete it.") from None
 
-
-def find(names, name):
-    """The entry of `names` that is `name`. Raises ValueError, also where a path leaves the archive."""
-    for n in names:
-        if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
-            raise ValueError(f"it holds the path {n!r}, which leaves its folder")
-    found = [n for n in names if n in (name, f"./{name}") or n.endswith(f"/{name}")]
-    if not found:
-        raise ValueError(f"it does not hold {name}")
-    return min(found, key=len)
-
-
 def departure(source, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""
     paper, digest = TABLE_1.get(task, {}).get(lang), source.digest
-    if paper is None:
-        return None  # another task, or an invented language
     if digest is None and source.archive:
         with suppress(OSError, KitError):  # no archive is beside it, or a damaged one
             digest = sha256(unpack(source))
-    if digest == source.digest_of(source.path.read_bytes()):
-        return None
+    if paper is None or digest == source.digest_of(source.path.read_bytes()):
+        return None  # not of the paper: another task, an invented language; or the very file
     expected = paper[SPLITS.index(split)] - HEADERS_COUNTED.get((task, split), 0)
     if digest is None and in_file == expected:
         return f"{source.path} cannot be held against the paper's without its archive; it is used as it is."
     return (f"{source.path} is not the paper's file: its content differs ({in_file} examples, the paper's "
             f"{expected}); it is used as it is.")
-
 
 def describe(task, lang, split, examples):
     """One line that counts what a file holds, beside Table 1."""
@@ -254,8 +212,7 @@ def describe(task, lang, split, examples):
     return (f"{c['in_file']} in the file{beside}, {c['sentences']} used, {c['words']} words, {c['windows']} "
             f"windows, {c['unknown']} words without a subword, {c['truncated']} truncated{cut}")
 
-
-# ---------------------------------------------------------------------------------------------------- reading
+# ---- reading ----------------------------------------------------------------------------------------------
 
 def lines(path):
     """Yield (line number, text without its line end); Windows line ends are read too. Raises KitError."""
@@ -270,13 +227,11 @@ def lines(path):
     if n == 0:
         raise KitError(f"{path} is empty; expected at least one sentence.")
 
-
 def blocks(path):
     """Yield the runs of lines between blank lines as lists of (line number, text)."""
     for blank, block in groupby(lines(path), lambda line: not line[1].strip()):
         if not blank:
             yield list(block)
-
 
 def number(label, labels, kind, path, n):
     """The place of a label of line n in the tuple `labels`. Raises KitError."""
@@ -284,25 +239,23 @@ def number(label, labels, kind, path, n):
         raise KitError(f"{path}, line {n}: unknown {kind} {label!r}; expected one of {' '.join(labels)}.")
     return labels.index(label)
 
-
 def read_conllu(path):
     """Yield (words, rows) per sentence of a CoNLL-U 2.7 file: rows (N, 3), numbers of UPOS, head, relation.
     Multiword ranges (1-2) and empty nodes (8.1) are no words; relations lose subtypes. Raises KitError."""
     for block in blocks(path):
         words, rows = [], []
         for n, text in block:
+            c, where = text.split("\t"), f"{path}, line {n}"
             if text[0] == "#" and not words:
                 continue
-            c = text.split("\t")
             if len(c) != 10:
-                raise KitError(f"{path}, line {n}: {len(c)} columns in {text[:60]!r}; expected 10, by tabs.")
+                raise KitError(f"{where}: {len(c)} columns in {text[:60]!r}; expected 10, by tabs.")
             if re.fullmatch(r"\d+[-.]\d+", c[0]):
                 continue
             if c[0] != str(len(words) + 1):
-                raise KitError(f"{path}, line {n}: word id {c[0]!r}; expected {len(words) + 1}. "
-                               "Is a line or a blank line missing?")
+                raise KitError(f"{where}: word id {c[0]!r}; expected {len(words) + 1}. Is a line missing?")
             if not re.fullmatch(r"[0-9]{1,9}", c[6]):
-                raise KitError(f"{path}, line {n}: head {c[6]!r} is no number; expected 0 or a word's id.")
+                raise KitError(f"{where}: head {c[6]!r} is no number; expected 0 or a word's id.")
             words.append(c[1])
             rows.append((number(c[3], UPOS, "UPOS", path, n), int(c[6]),
                          number(c[7].split(":")[0], RELATIONS, "relation", path, n)))
@@ -310,33 +263,29 @@ def read_conllu(path):
             check_tree([head for _, head, _ in rows], f"{path}, lines {block[0][0]} to {block[-1][0]}")
             yield words, rows
 
-
 def check_tree(heads, where):
     """Raise KitError unless heads (1-based, 0 is the root) form a tree with one root word."""
-    for i, head in enumerate(heads, 1):
-        if head > len(heads):
-            raise KitError(f"{where}: head {head} of word {i} is out of range 0 to {len(heads)}.")
+    most, n = max(heads), len(heads)
+    if most > n:
+        raise KitError(f"{where}: head {most} of word {heads.index(most) + 1} is out of range 0 to {n}.")
     if heads.count(0) != 1:
         raise KitError(f"{where}: {heads.count(0)} words have head 0; expected exactly one root.")
     above = [0, *heads]
-    for _ in range(len(heads).bit_length()):
+    for _ in range(n.bit_length()):
         above = [above[i] for i in above]  # twice as many steps up: in the end the root, or a cycle
     if any(above):
         raise KitError(f"{where}: word {min(filter(None, above))} is on a cycle of heads; expected a tree.")
-
 
 def read_pos(path, lang):
     """Yield (words, gold): gold (N, 1), the UPOS of each word."""
     for words, rows in read_conllu(path):
         yield words, [row[:1] for row in rows]
 
-
 def read_trees(path, lang):
     """Yield (words, gold): gold (N, 3), head (0 is the root), relation, 1 if the word is scored (App. A)."""
     unscored = UPOS.index("PUNCT"), UPOS.index("SYM")
     for words, rows in read_conllu(path):
         yield words, [(head, relation, int(tag not in unscored)) for tag, head, relation in rows]
-
 
 def read_ner(path, lang):
     """Yield (words, gold): gold (N, 1), the BIO tag of each word of a WikiAnn file. Raises KitError."""
@@ -351,24 +300,21 @@ def read_ner(path, lang):
             gold.append((number(tag, BIO, "tag", path, n),))
         yield words, gold
 
-
 def read_xnli(path, lang):
     """Yield ((premise, hypothesis), [(label,)]) of an XNLI file in either of its formats. Raises KitError.
     Plain tab-separated text: quotation marks are text. Columns are found by the names in the header."""
     rows, found = lines(path), False
     header = next(rows)[1].split("\t")
-    wanted = ("sentence1", "sentence2", "gold_label", "language")
-    if "premise" in header:
-        wanted = ("premise", "hypo", "label")
+    dev = ("sentence1", "sentence2", "gold_label", "language")
+    wanted = ("premise", "hypo", "label") if "premise" in header else dev
     if missing := [w for w in wanted if w not in header]:
         raise KitError(f"{path}, line 1: no column {' or '.join(missing)} in {header}; "
                        f"expected {', '.join(wanted)}, separated by tabs.")
-    columns = [header.index(w) for w in wanted]
     for n, text in rows:
         c = text.split("\t")
         if len(c) != len(header):
             raise KitError(f"{path}, line {n}: {len(c)} columns; expected {len(header)} as in the header.")
-        premise, hypothesis, label, *language = (c[i] for i in columns)
+        premise, hypothesis, label, *language = (c[header.index(w)] for w in wanted)
         if not language or language == [lang]:
             found = True
             label = label.replace("contradictory", "contradiction")  # as the training files say
@@ -376,8 +322,7 @@ def read_xnli(path, lang):
     if not found:
         raise KitError(f"{path} has no pair in language {lang!r}; expected some in its column 'language'.")
 
-
-# --------------------------------------------------------------------------------------------------- encoding
+# ---- encoding ---------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
     """B windows, padded to L subwords and N read positions: tensors on the device, but for count."""
@@ -390,15 +335,12 @@ class Batch(NamedTuple):
     gold: object   # (B, N, K) gold columns of what is read, -1 at padding
     count: int     # reads with a gold label: the terms that the loss is a mean over
 
-
 class Encoded:
     """A corpus file as W windows of subword ids and R positions read in them, in file order.
-
     counts: what the file held; lost: scored words without a read (they cannot be right). After `to`, tensors:
     ids (T,), start (W+1,) of the windows in ids, second (W,) position of a pair's second sentence, read (R,)
     positions inside the window, read_start (W+1,), gold (R, K), new (R,) True where a sentence begins; on the
-    host, for each window (W,): lengths in subwords, reads, and labelled, the reads with a gold label.
-    """
+    host, for each window (W,): lengths in subwords, reads, and labelled, the reads with a gold label."""
 
     def __init__(self, pad, columns):
         self.pad, self.columns, self.lost, self.added, self.kept = pad, columns, 0, [], {}
@@ -417,7 +359,6 @@ class Encoded:
     def to(self, device):
         """Lay the windows out as flat tensors on `device` and return self."""
         import torch  # not above: it takes seconds, and the command line looks up its languages here at once
-
         ids, read, gold, new, second = zip(*self.added, strict=True)
         gold = np.array([*chain(*gold)], np.int32).reshape(-1, self.columns)
         self.lengths, self.reads = np.array([*map(len, ids)]), np.array([*map(len, read)])
@@ -425,9 +366,8 @@ class Encoded:
         self.labelled = np.diff(np.append(0, (gold[:, 0] >= 0).cumsum())[read_start])
         begins = np.zeros(len(gold), bool)
         begins[read_start[:-1][np.array(new)]] = True
-        flat = dict(ids=np.concatenate(ids), start=start, second=np.array(second), read=np.concatenate(read),
-                    read_start=read_start, gold=gold, new=begins)
-        for name, values in flat.items():
+        for name, values in dict(ids=np.concatenate(ids), start=start, read=np.concatenate(read), gold=gold,
+                                 read_start=read_start, second=np.array(second), new=begins).items():
             setattr(self, name, torch.from_numpy(values).to(device))
         del self.added
         return self
@@ -438,7 +378,6 @@ class Encoded:
     def batch(self, windows):
         """The Batch of window numbers (B,), a numpy array; built on the device without asking it anything."""
         import torch
-
         device, L, N = self.ids.device, int(self.lengths[windows].max()), int(self.reads[windows].max())
         w = torch.from_numpy(np.ascontiguousarray(windows)).to(device, non_blocking=True)[:, None]  # (B, 1)
         place = torch.arange(max(L, N), device=device)
@@ -468,7 +407,6 @@ class Encoded:
             self.kept[tokens, waste] = [self.batch(windows) for windows in np.split(order, cuts)]
         return self.kept[tokens, waste]
 
-
 def special(tokenizer, label):
     """(ids before, ids after) a sentence: [CLS] and [SEP] in BERT, <s> and </s> in XLM-R. Raises KitError."""
     ids, most = tokenizer("").input_ids, tokenizer.model_max_length
@@ -479,7 +417,6 @@ def special(tokenizer, label):
         raise KitError(f"{label}: the encoder has {most} positions; a window needs {MAX_SUBWORDS}.")
     return ids[:1], ids[1:]
 
-
 def subwords(words, tokenizer):
     """{word: subword ids} for the distinct words; [] where the tokenizer makes nothing of a word.
     XLM-R splits some words into a lone word-start piece and the rest; the lone piece is dropped."""
@@ -487,7 +424,6 @@ def subwords(words, tokenizer):
     lone = tokenizer.convert_tokens_to_ids("▁") if tokenizer.tokenize("a")[:1] == ["▁a"] else None
     ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False).input_ids if words else []
     return {w: i[1:] if i and i[0] == lone else i for w, i in zip(words, ids, strict=True)}
-
 
 def spell(examples, tokenizer, encoded):
     """Yield (subword ids (S,), starts (N+1,), gold) per example, and count it. starts: where each word begins
@@ -500,7 +436,6 @@ def spell(examples, tokenizer, encoded):
         pieces = [table[w] or [tokenizer.unk_token_id] for w in words]
         yield [*chain(*pieces)], np.cumsum([0, *map(len, pieces)]).tolist(), gold
 
-
 def slide(starts, room):
     """Yield (left, first, last): a window shows `room` subwords from `left` on, reads words first to last-1.
     starts (N+1,): as spell gives them. Only a word that is too long for a window is cut."""
@@ -510,7 +445,6 @@ def slide(starts, room):
         last = max(first + 1, bisect_right(starts, left + room) - 1)
         yield left, first, last
         first = last
-
 
 def encode_words(examples, tokenizer, split, label):
     """Encoded set of a list of (words, gold), for taggers: sliding windows (App. A), each word read once."""
@@ -525,13 +459,10 @@ def encode_words(examples, tokenizer, split, label):
             encoded.add([*before, *flat[left:right], *after], read, gold[first:last], new=first == 0)
     return encoded
 
-
 def encode_trees(examples, tokenizer, split, label):
     """Encoded set of a list of (words, gold), for the parser: one window a sentence, the first token as ROOT.
-
     Train: the first 128 subwords. Dev: the first 128 words (App. A), at most 512 subwords of them (ours). A
-    head that was cut off is -1; scored dev words that were cut off are lost, those past the 128th left out.
-    """
+    head that was cut off is -1; scored dev words that were cut off are lost, from the 129th on left out."""
     before, after = special(tokenizer, label)
     most = min(DEV_SUBWORDS, tokenizer.model_max_length) if split == "dev" else MAX_SUBWORDS
     room = most - len(before) - len(after)
@@ -547,7 +478,6 @@ def encode_trees(examples, tokenizer, split, label):
         encoded.add([*before, *flat[:min(starts[kept], room)], *after], read, [(-1, -1, 0), *rows])
     return encoded
 
-
 def encode_pairs(examples, tokenizer, split, label):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
     special(tokenizer, label)
@@ -561,7 +491,6 @@ def encode_pairs(examples, tokenizer, split, label):
         encoded.counts["truncated"] += sum(bool(e.overflowing) for e in out.encodings)
     encoded.counts["sentences"] = encoded.counts["words"] = len(examples)  # one decision a pair
     return encoded
-
 
 def load(path, lang, split, read, encode, tokenizer, limit=None):
     """The Encoded set of a file's first `limit` sentences; counts["in_file"] is of all. Raises KitError."""

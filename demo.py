@@ -319,6 +319,7 @@ def write_encoder(folder, steps, ranks):
     if steps:
         pretrain(model, texts, tokenizer, steps, folder, ranks)
     model.masked.save_pretrained(folder)
+    Path(folder, "model.safetensors").chmod(Path(folder, "vocab.txt").stat().st_mode)   # the library: 0600
     results.clear(Path(folder))
 
 

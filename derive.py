@@ -205,18 +205,17 @@ CLAIMS = (   # a claim, where the paper makes it, and what is measured
     ("Both together cost more than the sum", "Abstract", "sum of Deltas - Delta of both = {:.2f}"),
     ("Delta goes with alignment", "Abstract", "Spearman - 0.7 = {:.2f}"),
     ("With --align, alignment and transfer rise", "Abstract", "rise of P@1 = {:.2f}, Delta = {:.2f}"))
-HOW = """Means over seeds of scores on the derived language: BZ of the source-only model, BS of the target-only
-one, MZ as BZ, pretrained on the original alone; Delta = BZ - BS ± standard deviation, negative: a loss. P@1:
-% of input embeddings nearest to their partner's, mean of both directions; with --align, in its loss/left out.
-The paper (Deshpande et al. 2022): English, by its authors' plotting scripts. An encoder that is named was not
-pretrained here on both languages; no verdict counts it."""
+HOW = """Means over seeds of scores on the derived language: BZ of the source-only model, BS of the
+target-only one, MZ as BZ, pretrained on the original alone; Delta = BZ - BS ± standard deviation, negative: a
+loss. P@1: % of input embeddings nearest to their partner's, mean of both directions; with --align, in its
+loss/left out. The paper (Deshpande et al. 2022): English, by its authors' plotting scripts. Where an encoder
+is named, it was not pretrained here on both languages, and no verdict counts it."""
 RULES = f"""A case follows where what is measured is above 0, or at a limit (ours). *Little*: the largest loss
 in the paper's own row, of order in XNLI and POS: {", ".join(f"{kind} {x}" for kind, x in LITTLE.items())}.
 *Sum*: transliteration alone plus order alone. *Spearman*: .7, of four languages or more. *P@1*: of all rows.
 Verdicts as above, in the paper's tasks; a case is a task and a derived language, for Spearman a task.
-
-p: the share of all orders with as high a Spearman coefficient. To be sure of the sign (p < .05) takes 1 of
-four languages, .9 of five, .83 of six, .71 of seven; of three, nothing is enough."""
+p is the share of all orders with as high a Spearman coefficient: to be sure of the sign (p < .05) takes
+1 of 4, .9 of 5, .83 of 6, .71 of 7 languages; of 3, nothing is enough."""
 
 
 class Transfer:
@@ -224,7 +223,7 @@ class Transfer:
 
     def __init__(self, runs, controls):
         first, header = runs[0], runs[0].header
-        self.runs, self.task, self.src = runs, first.task_name, first.src
+        self.task, self.src = first.task_name, first.src
         self.steps = frozenset(first.tgt.removeprefix(first.src + ".").split("."))
         self.kinds = " ".join(sorted(step.partition("-")[0] for step in self.steps))
         self.here, self.align = "align" in header, header.get("align")   # here: as pretrain.about() says
@@ -337,7 +336,7 @@ def bars_figure(found):
     """Delta of each derived language, a bar a task; lines: standard deviation over seeds."""
     tasks, names = plot.group(found, "task"), sorted({each.name for each in found})
     width = 1 / (len(tasks) + 1)
-    figure, [[ax]] = plot.canvas(1, 1, .6 + .08 * len(names) / width)
+    figure, [[ax]] = plot.canvas(1, 1, 1 + .08 * len(names) / width)
     for number, ((task,), of) in enumerate(tasks.items()):
         y = [names.index(each.name) + (number - (len(tasks) - 1) / 2) * width for each in of]
         ax.barh(y, [each.delta for each in of], width, color=plot.DOTS[number % 4], label=task,
@@ -350,7 +349,7 @@ def bars_figure(found):
 
 
 def points_figure(found, labels):
-    """A panel for each {attribute: label} against alignment: a point a derived language, hollow with --align."""
+    """Panels of {attribute: label} against alignment: a point a derived language, hollow with --align."""
     from matplotlib.transforms import offset_copy
     figure, panels = plot.canvas(len(labels), 1, .9 + 2.4 / len(labels), sharex=True)
     at = {each.name: each.alignment for each in found}
@@ -387,7 +386,7 @@ def section(grids):
     shown = "P@1", "BZ", "BS", "Delta"
     lines = ["Derived languages: BZ of source-only, BS of target-only models; Delta = BZ - BS"]
     for task, rows in found.items():
-        short = [{task: row["derived language"][-37:]} | {key: row[key] for key in shown} for row in rows]
+        short = [{task: row["derived language"][-38:]} | {key: row[key] for key in shown} for row in rows]
         lines += ["", plot.table(short, "  ")]
     lines += ["", "Alignment and Delta", plot.table(related, "  "), ""] if related else [""]
     for row in said:

@@ -26,7 +26,8 @@ from results import KitError
 
 transformers.logging.set_verbosity_error()   # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
-HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large"}   # Sec. 4
+HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large",   # Sec. 4
+       "mt5": "google/mt5-base"}   # generation
 
 
 class Model(nn.Module):
@@ -158,13 +159,23 @@ def label(name):
 @lru_cache(maxsize=1)
 def load_encoder(name):
     """An encoder from a local folder or the hub, fp32, without its pooler. Raises KitError."""
+    encoder = load(name, transformers.AutoModel)
+    check_encoder(encoder.model, name)
+    return encoder
+
+
+def load(name, kind):
+    """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
     try:
         source, safe = find(name), dict(trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **safe)
         tokenizer("\U00010380")   # a letter of no vocabulary: fails where there is no unknown token
         if not tokenizer.is_fast:
             raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
-        model, info = transformers.AutoModel.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(source, **safe)
+        if kind is transformers.AutoModelForSeq2SeqLM and not config.is_encoder_decoder:
+            raise TypeError("it is an encoder alone; to write takes an encoder-decoder: mT5, mBART or BART")
+        model, info = kind.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe)
         if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
             raise ValueError(f"its weights lack {len(missing)} parameters, {missing[0]} among them: they are "
@@ -178,10 +189,9 @@ def load_encoder(name):
     positions = getattr(model.config, "max_position_embeddings", inf)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     model.pooler = None   # the paper reads the last hidden state
-    check_encoder(model.eval(), name)
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
-    return Encoder(model, tokenizer, encoder_digest(source, tokenizer, model), takes_types)
+    return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
 
 
 def find(name):

@@ -20,6 +20,7 @@ from textwrap import fill, indent
 
 import numpy as np  # matplotlib, which is slow to import, is imported where a figure is made
 
+import derive
 from results import FORMAT, KitError, read_lines, write
 
 CLAIMS = (  # a claim, where the paper makes it, and our rules: a name of numbers(), >= or <, a limit
@@ -88,6 +89,9 @@ class Grid:
         self.key = self.task, self.encoder, self.src, self.tgt, self.seed, self.part
         self.task_name = NAMES.get(self.task, self.task)
         self.encoder_name = NAMES.get(self.encoder.split("--")[-1], self.encoder)  # OWNER--NAME on the hub
+        if "align" in header:  # pretrained for its pair alone
+            kind = ", original alone" if header["original"] else f", align {header['align']:g}"
+            self.encoder_name = f"scratch{kind}" if header["original"] or header["align"] else "scratch"
         self.languages = self.src.upper(), self.tgt.upper()
         self.pair = "-".join(self.languages)
         self.known = None not in (self.norm_ratio, self.angle)  # else d_src or d_tgt is zero
@@ -255,7 +259,7 @@ def plan(grids):
     figures.append(("norms", "Fig. 4: norm ratio and angle of each run", partial(norms_figure, grids)))
     if max(map(len, cases(grids)), default=0) > 1:
         figures.append(("variance", "Fig. 5: variance over seeds", partial(lines_figure, grids, True)))
-    return figures if grids else []
+    return figures + derive.figures(grids) if grids else []
 
 
 def draw(grids, out, figures=None):
@@ -294,11 +298,11 @@ def title(ax, text, grids, points):
 
 def lines_figure(grids, variance=False):
     """Figs. 2 and 5 to 9: a row of panels for each source language, a column for each equation."""
-    sources, encoders, legend = group(grids, "src").values(), list(group(grids, "encoder")), {}
+    sources, encoders, legend = group(grids, "src").values(), list(group(grids, "encoder_name")), {}
     figure, panels = canvas(len(sources), 2, 2.3, sharey=True)
     for (of, equation), ax in zip(product(sources, (1, 2)), panels.flat, strict=True):
         notes = {}
-        for (encoder, runs), side in product(group(of, "encoder").items(), (0, 1)):
+        for (encoder, runs), side in product(group(of, "encoder_name").items(), (0, 1)):
             number, alphas = encoders.index(encoder), np.array(runs[0].line)
             (scores, units, variances), colour = series(runs, equation), COLOURS[side][number % 2]
             middle, half = (values[:, side] for values in band(scores))
@@ -327,7 +331,7 @@ def lines_figure(grids, variance=False):
 def plane_figure(grids):
     """Figs. 3 and 10 for a task and pair: a panel for each language; several encoders make a column each."""
     from matplotlib.patheffects import withStroke
-    encoders, halo = group(grids, "encoder").values(), [withStroke(linewidth=2, foreground="white")]
+    encoders, halo = group(grids, "encoder_name").values(), [withStroke(linewidth=2, foreground="white")]
     figure, panels = canvas(min(len(encoders), 2), max(len(encoders), 2), 3.15, sharex=True, sharey=True)
     for (side, of), ax in zip(product((0, 1), encoders), panels.flat, strict=True):
         grid, axis = of[0], np.array(of[0].plane)
@@ -356,8 +360,8 @@ def plane_figure(grids):
 def norms_figure(grids):
     """Fig. 4: the ratio of the norms of d_src and d_tgt and the angle between them, a dot for each run."""
     figure, [[ax]] = canvas(1, 1, 2.4)
-    tasks, encoders = list(group(grids, "task")), list(group(grids, "encoder"))
-    for (task, encoder), of in group([grid for grid in grids if grid.known], "task", "encoder").items():
+    tasks, encoders = list(group(grids, "task")), list(group(grids, "encoder_name"))
+    for (task, encoder), of in group([run for run in grids if run.known], "task", "encoder_name").items():
         colour, marker = DOTS[tasks.index((task,)) % 4], "os^D"[encoders.index((encoder,)) % 4]
         ax.plot([grid.norm_ratio for grid in of], [grid.angle for grid in of], marker, color=colour,
                 label=f"{of[0].task_name}, {of[0].encoder_name}")
@@ -509,6 +513,7 @@ def remarks(grids):
 def report(grids, out, command, notes="", missing=()):
     """Write out/report.md with notes (Markdown) and missing (sentences); returns a text 79 columns wide."""
     rows, found, said, pictures = summary(grids), claims(grids), remarks(grids), {}
+    ingredients, ingredients_short = derive.section(grids)
     for name, caption, _ in plan(grids):
         file = Path(out, "figures", f"{name}.png")
         if file.exists():  # by content: with one task and one pair, several figures are the same
@@ -517,7 +522,7 @@ def report(grids, out, command, notes="", missing=()):
     rules = [f"{claim}: {', '.join(rules)}" for claim, _, *rules in CLAIMS]
     failed, noted, ruled = ("\n".join(f"- {text}" for text in texts) for texts in (missing, said, rules))
     parts = ["# Report", f"Made by\n\n    {command}", failed and "## Missing", failed, "## Scores", HOW,
-             table(rows), noted, "## The paper's claims", table(found), ruled, RULES, notes,
+             table(rows), noted, "## The paper's claims", table(found), ruled, RULES, ingredients, notes,
              pictures and "## Figures", *pictures.values()]
     write(Path(out, "report.md"), "\n\n".join(filter(None, parts)).encode() + b"\n")
 
@@ -531,7 +536,7 @@ def report(grids, out, command, notes="", missing=()):
         lines.append(f"{row['verdict']:12}{row['claim']}")
         if row["measured"] != "-":
             lines.append(indent(fill(f"{row['measured']}; {row['cases']} cases", 67), " " * 12))
-    return "\n".join(lines)
+    return "\n".join(lines + ["", ingredients_short] if ingredients else lines)
 
 
 def main(argv=None):

@@ -44,6 +44,11 @@ TASKS = {
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
 FINE_TUNING = {"epochs": 5, "batch_size": 32, "lr": 2e-5}                                         # App. A
+FIRST = """Run first: python reproduce.py --demo                          two invented languages, two minutes
+then:      python reproduce.py --demo ingredients              what makes an encoder multilingual
+then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
+           python reproduce.py --help                          all flags; README.md says what comes out
+"""
 INGREDIENTS = ["A.inversion", "A.permutation", "A.syntax-B", "A.transliteration",
                *(f"A.{steps}" for steps in ("syntax-B.transliteration", "transliteration.inversion",
                                             "transliteration.permutation"))]
@@ -101,37 +106,42 @@ def parse_arguments(argv=None):
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
     g.add_argument("--out", metavar="DIR", help="the results (default results, or results/demo)")
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one)")
-    args = p.parse_args(argv)
+    return completed(p.parse_args(argv), p)
 
-    own = {None: "results", "languages": "results/demo"}
-    args.out = args.out or own.get(args.demo, f"results/demo-{args.demo}")
+
+def completed(args, p):
+    """The settings with their defaults; exits with one sentence where they make no sense."""
+    out = {None: "results", "languages": "results/demo", "ingredients": "results/demo-ingredients"}
+    args.out = args.out or out[args.demo]
     if args.demo:
         asked = args.src or args.encoder or args.paper or args.data or args.text
         if asked or args.tgt and args.demo == "languages":
             p.error("--demo brings its own: leave out --src, --tgt, --encoder, --data, --text and --paper")
         data.TREEBANKS.update(data.INVENTED)
-        args.src, args.data, args.text = ["A"], f"{args.out}/data", [f"{args.out}/text/A.txt"]
-        if args.demo == "ingredients":
-            args.encoder, args.tgt, args.align = ["scratch"], args.tgt or INGREDIENTS, [0.0, 5.0]
-            args.seeds, args.lines_only, args.task = args.seeds or [1], True, args.task or ["pos", "ner"]
-        else:
-            args.encoder, args.tgt, args.text = [f"{args.out}/tiny-bert"], ["B"], None
+        args.src, args.data = ["A"], f"{args.out}/data"
+    if args.demo == "languages":
+        args.encoder, args.tgt, args.task = [f"{args.out}/tiny-bert"], ["B"], args.task or PAPER["task"]
+    if args.demo == "ingredients":
+        args.encoder, args.tgt, args.text = ["scratch"], args.tgt or INGREDIENTS, ["the demo's own"]
+        args.task, args.seeds = args.task or ["pos", "ner"], args.seeds or [1]
+        args.align, args.lines_only = [0.0, 5.0], True
     for name, value in PAPER.items():
-        if args.paper or name == "seeds" or args.demo and name == "task":
+        if args.paper or name == "seeds":
             setattr(args, name, getattr(args, name) or value)
     args.encoder, args.data = args.encoder or ["mbert"], args.data or "data"
+    if not (args.task or args.src or args.tgt):
+        p.exit(2, FIRST)
     for name in ("task", "src", "tgt"):
         if not getattr(args, name):
             p.error(f"--{name} is missing: name one or more, or use --demo or --paper")
     if any(name in SCRATCH for name in args.encoder) != bool(args.text):
         p.error("--encoder scratch and --text FILE go together")
-    for flag, name in [("--src", name) for name in args.src] + [("--tgt", name) for name in args.tgt]:
+    for name in [*args.src, *args.tgt]:
         try:
             derive.parse(name)
         except KitError as e:
             hint = " Separate names by spaces." if "," in name else ""
-            hint = " Write it in lower case." if name.lower() in data.TREEBANKS else hint
-            p.error(f"{flag}: {e}{hint}")
+            p.error(f"{e}{' Write it in lower case.' if name.lower() in data.TREEBANKS else hint}")
     if all(src == tgt for src in args.src for tgt in args.tgt):
         p.error(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
     return args

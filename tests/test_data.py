@@ -1,6 +1,5 @@
 """Reading and encoding: small files written here, golden subword ids, windows, batches, real files."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import real
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
 import heads
-
-REAL = Path(os.environ.get("KIT_TEST_FILES", "no such folder"))   # with mbert/, xlmr/ and data/
 
 CONLLU = """# sent_id = 1
 1-2\tim\t_\t_\t_\t_\t_\t_\t_\t_
@@ -26,7 +24,6 @@ CONLLU = """# sent_id = 1
 1\t_\t_\tX\t_\t_\t0\troot\t_\t_
 """
 
-
 @pytest.fixture
 def tokenizer(tmp_path):
     """A WordPiece tokenizer over a vocabulary made up here."""
@@ -36,34 +33,29 @@ def tokenizer(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     return AutoTokenizer.from_pretrained(tmp_path)
 
-
+@pytest.fixture
 def conllu(tmp_path):
-    path = tmp_path / "x.conllu"
-    path.write_bytes(CONLLU.encode())
-    return path
-
+    (tmp_path / "x.conllu").write_bytes(CONLLU.encode())
+    return tmp_path / "x.conllu"
 
 def test_languages_are_known_without_the_wait_for_torch():
     code = "import data, sys; sys.exit('torch' in sys.modules or 'en' not in data.TREEBANKS)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent).returncode == 0
 
-
-def test_conllu_words_tags_heads_and_relations_without_subtypes(tmp_path):
-    first, second = data.read_conllu(conllu(tmp_path))
+def test_conllu_words_tags_heads_and_relations_without_subtypes(conllu):
+    first, second = data.read_conllu(conllu)
     tag, relation = data.UPOS.index, data.RELATIONS.index
     assert first == (["in", "dem", "Haus", "."], [
         (tag("ADP"), 3, relation("case")), (tag("DET"), 3, relation("det")),
         (tag("NOUN"), 0, relation("root")), (tag("PUNCT"), 3, relation("punct"))])
     assert second == (["_"], [(tag("X"), 0, relation("root"))])   # the form _ is a word like any other
-    (_, gold), _ = data.read_trees(conllu(tmp_path), "de")        # punctuation is not scored
+    (_, gold), _ = data.read_trees(conllu, "de")        # punctuation is not scored
     assert [(head, scored) for head, _, scored in gold] == [(3, 1), (3, 1), (0, 1), (3, 0)]
-
 
 def test_wikiann_splits_at_the_first_colon_only(tmp_path):
     path = tmp_path / "train"
     path.write_text("en::\tO\nen:a:b\tB-PER\n\nen:c\tI-LOC\n")
     assert list(data.read_ner(path, "en")) == [([":", "a:b"], [(0,), (5,)]), (["c"], [(2,)])]
-
 
 def test_xnli_reads_both_formats_and_quotation_marks_as_text(tmp_path):
     train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
@@ -73,18 +65,15 @@ def test_xnli_reads_both_formats_and_quotation_marks_as_text(tmp_path):
     assert list(data.read_xnli(dev, "en")) == [(("c", "d"), [(2,)])]
     assert list(data.read_xnli(dev, "de")) == [(("a", "b"), [(0,)])]
 
-
-def test_limit_counts_the_whole_file(tmp_path, tokenizer):
-    encoded = data.load(conllu(tmp_path), "de", "train", data.read_pos, data.encode_words, tokenizer, limit=1)
+def test_limit_counts_the_whole_file(conllu, tokenizer):
+    encoded = data.load(conllu, "de", "train", data.read_pos, data.encode_words, tokenizer, limit=1)
     assert [encoded.counts[name] for name in ("in_file", "sentences", "words")] == [2, 1, 4]
-
 
 def test_a_word_without_subwords_is_unknown_and_still_read(tokenizer):
     encoded = data.encode_words([(["a", "\u200b", "abc"], [(1,), (2,), (3,)])], tokenizer, "dev", "x")
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", "a", "[UNK]", "a", "##b", "##c", "[SEP]"])
     assert list(encoded.windows()) == [(ids, [1, 2, 3], [(1,), (2,), (3,)], True, 1 << 30)]
     assert encoded.counts["unknown"] == 1
-
 
 def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -98,7 +87,6 @@ def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
     assert data.subwords(["你好", "ab", "▁", "c"], t) == {"你好": [7], "ab": [5, 6], "▁": [], "c": [3]}
     encoded = data.encode_words([(["你好", "▁", "ab"], [(1,), (2,), (3,)])], t, "dev", "x")
     assert [window[:2] for window in encoded.windows()] == [([0, 7, 3, 5, 6, 2], [1, 2, 3])]
-
 
 @pytest.mark.parametrize("seed", range(20))
 def test_windows_read_every_word_once_with_left_context(seed):
@@ -114,7 +102,6 @@ def test_windows_read_every_word_once_with_left_context(seed):
         following = last
     assert following == len(lengths)
 
-
 def test_a_windowed_sentence_keeps_its_words_in_file_order(tokenizer):
     words = ["abc", "b", "ca"] * 60
     gold = [(i % 17,) for i in range(len(words))]
@@ -125,7 +112,6 @@ def test_a_windowed_sentence_keeps_its_words_in_file_order(tokenizer):
     start = encoded.start[:-1].repeat_interleave(torch.from_numpy(encoded.reads))
     first = encoded.ids[start + encoded.read].tolist()                # each word's first subword
     assert tokenizer.convert_ids_to_tokens(first) == ["a", "b", "c"] * 60 + ["a"]
-
 
 def test_trees_are_cut_at_subwords_in_training_and_at_words_in_dev(tokenizer):
     n = 140
@@ -142,7 +128,6 @@ def test_trees_are_cut_at_subwords_in_training_and_at_words_in_dev(tokenizer):
     assert long.reads.tolist() == [1 + 85] and long.lost == 128 - 85 and long.counts["left_out"] == 12
     assert [int(e.labelled[0]) for e in (train, dev, long)] == [125, 127, 84]   # their heads are there too
 
-
 def test_pairs_are_cut_from_the_longer_side_and_counted(tokenizer):
     lengths = (200, 30), (95, 30), (96, 30), (1, 1)
     pairs = [((" ".join("a" * a), " ".join("b" * b)), [(1,)]) for a, b in lengths]
@@ -153,7 +138,6 @@ def test_pairs_are_cut_from_the_longer_side_and_counted(tokenizer):
     assert batch.types.tolist() == [[0] * 97 + [1] * 31, [0, 0, 0, 1, 1] + [0] * 123]
     assert batch.read.tolist() == [[0], [0]] and batch.count == 2
 
-
 @pytest.fixture
 def dev(tokenizer):
     """101 sentences, one longer than a window; of some words the label is not known."""
@@ -161,7 +145,6 @@ def dev(tokenizer):
     sentences = [rng.integers(-1, 17, n).tolist() for n in (*rng.integers(1, 60, 100), 200)]
     examples = [(["a"] * len(labels), [(label,) for label in labels]) for labels in sentences]
     return data.encode_words(examples, tokenizer, "dev", "x")
-
 
 def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
     dev.to("cpu")
@@ -183,13 +166,11 @@ def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
     assert all(dev.batches(*asked) is batches for asked, batches in kept.items())
     assert [len(dev.batches(n)) for n in (10**6, 200)] == [1, len(dev.batches(200, 10**6))]
 
-
 def test_a_batch_asks_the_device_nothing(dev):
     dev.to("meta")   # which holds no values that could be asked for
     batch = dev.batch(np.array([3, 1]))
     assert batch.ids.device.type == "meta" and batch.count == dev.labelled[[3, 1]].sum() > 0
     assert batch.real.shape == batch.read.shape == batch.gold.shape[:2] == (2, dev.reads[[3, 1]].max())
-
 
 def test_windows_can_be_read_changed_and_added_to_another_set(dev, tokenizer):
     pair = data.encode_pairs([(("a b", "c"), [(2,)])], tokenizer, "train", "x")
@@ -206,22 +187,12 @@ def test_windows_can_be_read_changed_and_added_to_another_set(dev, tokenizer):
         for name in ("ids", "start", "second", "read", "read_start", "gold", "new"):
             assert torch.equal(getattr(encoded, name), getattr(other, name)), name
 
-
-# -------------------------------------------------------------------------------- where files are present
-
-def real(name):
-    if not (REAL / name).exists():
-        pytest.skip("KIT_TEST_FILES names no folder with " + name)
-    return REAL / name
-
-
 @pytest.mark.parametrize("name, ends, words", [   # in XLM-R without the lone word-start piece
     ("mbert", ([101], [102]), {"Hello": [31178], "world": [11356], "你好": [2262, 3240], "\u200b": []}),
     ("xlmr", ([0], [2]), {"Hello": [35378], "world": [8999], "你好": [124084], "▁": []})])
 def test_golden_ids(name, ends, words):
     t = AutoTokenizer.from_pretrained(real(name))
     assert data.special(t, "") == ends and data.subwords(words, t) == words
-
 
 @pytest.mark.parametrize("lang, split", [("en", "train"), ("en", "dev"), ("vi", "train"), ("vi", "dev"),
                                          ("de", "dev"), ("zh", "dev"), ("fr", "dev")])
@@ -230,7 +201,6 @@ def test_genuine_treebanks_have_their_git_name_and_the_counts_of_table_1(lang, s
     count = sum(1 for _ in data.read_conllu(file.path))
     assert data.departure(file, "pos", lang, split, count) is None
     assert count == data.TABLE_1["pos"][lang][data.SPLITS.index(split)]
-
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_attachment_equals_an_independent_count_on_a_real_treebank(lang):

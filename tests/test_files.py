@@ -7,57 +7,51 @@ import io
 import os
 import random
 import re
-import shutil
+import socket
 import tarfile
-import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
+from conftest import real
 from transformers import AutoTokenizer
 
 import data
 from results import KitError
 
 PANX = "panx/panx_dataset.zip"
-REAL = Path(os.environ.get("KIT_TEST_FILES", "no such folder"), "data")
 TASKS = {"xnli": (data.xnli_file, data.read_xnli, data.encode_pairs),
          "ner": (data.ner_file, data.read_ner, data.encode_words),
          "pos": (data.ud_file, data.read_pos, data.encode_words),
          "parsing": (data.ud_file, data.read_trees, data.encode_trees)}
 
-
 @pytest.fixture(scope="session")
 def tokenizer(encoder):
     return AutoTokenizer.from_pretrained(encoder)
 
-
 def source(task, folder, lang="en", split="train"):
     return TASKS[task][0](folder, lang, split)
 
-
 def sources(folder, tasks=TASKS):
-    return [source(task, folder, lang, split)
-            for task in tasks for lang in ("en", "de") for split in data.SPLITS]
-
+    return [source(task, folder, *which) for task in tasks for which in product(("en", "de"), data.SPLITS)]
 
 def load(task, path, split, tokenizer):
     return data.load(path, "en", split, *TASKS[task][1:], tokenizer)
 
-
 def refused(words, call, *args):
-    """Whether a call is refused with one sentence that holds all of words."""
+    """The line that a call is refused with, which holds all of words."""
     with pytest.raises(KitError) as e:
         call(*args)
     missing = [word for word in words if str(word) not in str(e.value)]
-    assert not missing, f"{missing} are not in {e.value}"
+    assert not missing and "\n" not in str(e.value), f"{missing} are not in {e.value}"
     return str(e.value)
 
-
-# --------------------------------------------------------------------------------------------------- mistakes
+# ---- mistakes ---------------------------------------------------------------------------------------------
 
 def line(number, text):
     """A change of one line of a file; lines count from 1."""
@@ -66,14 +60,12 @@ def line(number, text):
         return b"\n".join([*rows[:number - 1], text, *rows[number:]])
     return change
 
-
 def cell(number, column, value):
     """A change of one cell of a tab-separated file."""
     def change(content):
         cells = content.split(b"\n")[number - 1].split(b"\t")
         return line(number, b"\t".join([*cells[:column], value, *cells[column + 1:]]))(content)
     return change
-
 
 TREE = "".join(f"{i}\tab\t_\tNOUN\t_\t_\t{head}\t{'dep' if head else 'root'}\t_\t_\n"
                for i, head in enumerate((2, 0, 4, 5, 3), 1))
@@ -111,14 +103,11 @@ MISTAKES = {"pos train": [
     (lambda c: c.replace(b"\nen\t", b"\nxx\t"), "no pair in language 'en'"),
     (lambda c: re.sub(rb"\nen\t[a-z]+", rb"\nen\tneutral", c), "the same|placeholder")]}
 
-
 @pytest.mark.parametrize("where, change, words", [(w, *mistake) for w in MISTAKES for mistake in MISTAKES[w]])
 def test_a_mistake_is_told_with_its_place_and_a_remedy(corpus, tokenizer, tmp_path, where, change, words):
     (task, split), path = where.split(), tmp_path / "file"
     path.write_bytes(change(source(task, corpus, "en", split).path.read_bytes()))
-    said = refused([path, *words.split("|"), "Correct", "delete"], load, task, path, split, tokenizer)
-    assert "\n" not in said
-
+    refused([path, *words.split("|"), "Correct", "delete"], load, task, path, split, tokenizer)
 
 @pytest.mark.parametrize("task, split", [(task, split) for task in TASKS for split in data.SPLITS])
 @pytest.mark.parametrize("name, change", [
@@ -134,7 +123,6 @@ def test_harmless_variants_are_read_as_the_original(corpus, tokenizer, tmp_path,
         return
     want, got = load(task, path, split, tokenizer), load(task, other, split, tokenizer)
     assert got.counts == want.counts and list(got.windows()) == list(want.windows())
-
 
 def simple_reader(task, content, lang):
     """[(words, gold)] of a file's bytes, written again without care for errors; gold as it is spelt there."""
@@ -157,13 +145,11 @@ def simple_reader(task, content, lang):
             sentences[-1].append((c[1], (c[3], int(c[6]), c[7].split(":")[0])))
     return [([w for w, _ in s], [g for _, g in s]) for s in sentences if s]
 
-
 def spelt(task, gold):
     """Gold label numbers as the file spells them."""
     if task == "parsing":
         return [(data.UPOS[upos], head, data.RELATIONS[relation]) for upos, head, relation in gold]
     return [(data.NLI if task == "xnli" else data.BIO)[label] for label, in gold]
-
 
 def corrupt(content, rng):
     """The content with one to three random mistakes."""
@@ -181,19 +167,18 @@ def corrupt(content, rng):
             [*before, fewer[i], *after], [*before, rng.choice((b"", b" ", b"\r", b"\t")), *rows[i:]]]))
     return content
 
-
 @pytest.mark.parametrize("split", data.SPLITS)
 @pytest.mark.parametrize("task", ["parsing", "ner", "xnli"])
 def test_corrupted_files_end_in_a_sentence_or_are_read_right(corpus, tokenizer, tmp_path, task, split):
     path, good = tmp_path / "file", source(task, corpus, "en", split).path.read_bytes()
-    outcome = {"refused": 0, "read": 0}
+    refusals = 0
     for seed in range(120):
         path.write_bytes(corrupt(good, random.Random(f"{task} {split} {seed}")))
         try:
             encoded = load(task, path, split, tokenizer).to("cpu")
         except KitError as e:
             assert str(path) in str(e) and "\n" not in str(e)
-            outcome["refused"] += 1
+            refusals += 1
             continue
         want, counts = simple_reader(task, path.read_bytes(), "en"), encoded.counts
         read = data.read_conllu(path) if task == "parsing" else TASKS[task][1](path, "en")
@@ -202,33 +187,23 @@ def test_corrupted_files_end_in_a_sentence_or_are_read_right(corpus, tokenizer, 
         roots = len(want) if task == "parsing" else 0
         assert [counts[name] for name in ("in_file", "sentences", "words")] == [len(want), len(want), words]
         assert len(encoded.read) + encoded.lost + counts["left_out"] == words + roots
-        outcome["read"] += 1
-    assert outcome["refused"] > 30 and outcome["read"] > 10, outcome
+    assert 30 < refusals < 110
 
-
-# -------------------------------------------------------------------------------------------------- downloads
+# ---- downloads --------------------------------------------------------------------------------------------
 
 class Answer(io.BytesIO):
     """What urlopen gives: bytes, an address, a length."""
-
     def __init__(self, content, address, length=None):
         super().__init__(content)
         self.length, self.geturl = length, lambda: address
-
-
-class BrokenOff(Answer):
-    def read(self, *_):
-        raise http.client.IncompleteRead(b"half", 100)
-
 
 def fails(error):
     def answer(*_, **__):
         raise error
     return answer
 
-
+BrokenOff = type("BrokenOff", (Answer,), {"read": fails(http.client.IncompleteRead(b"half", 100))})
 NO_NETWORK = fails(urllib.error.URLError("Temporary failure in name resolution"))
-
 
 @pytest.mark.parametrize("answer, words", [
     (NO_NETWORK, "name resolution"), (fails(http.client.BadStatusLine("SSH-2.0-OpenSSH_9.6")), "SSH"),
@@ -244,7 +219,6 @@ def test_a_download_that_fails_keeps_nothing_and_says_what_to_do(tmp_path, monke
     refused(words, data.fetch, [source(task, tmp_path)])
     assert not list(tmp_path.rglob("*"))
 
-
 def test_without_a_network_one_question_is_asked_and_all_that_is_missing_told(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(urllib.request, "urlopen", lambda address, **_: asked.append(address) or NO_NETWORK())
@@ -257,16 +231,15 @@ def test_without_a_network_one_question_is_asked_and_all_that_is_missing_told(tm
     assert set(rows) == one_by_one | packed | {f"(no address) -> {finnish.path}"}
     assert len(asked) == 1 and capsys.readouterr() == ("", "")
 
-
-def test_a_network_that_is_silent_is_given_up(tmp_path, monkeypatch):
+def test_a_server_that_is_silent_is_given_up(tmp_path, monkeypatch):
     assert data.PATIENCE <= 10
-    began, waiting = time.monotonic(), threading.Event()
     monkeypatch.setattr(data, "PATIENCE", .1)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: waiting.wait(30))
-    refused(["no answer in 0.1 s"], data.fetch, [source("pos", tmp_path)])
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:   # takes the call and never says a word
+        silent = source("pos", tmp_path)._replace(address=f"https://127.0.0.1:{server.getsockname()[1]}/x")
+        began = time.monotonic()
+        refused(["timed out", "by hand"], data.fetch, [silent])
     assert time.monotonic() - began < 5
-    waiting.set()
-
 
 def test_a_source_is_described_without_a_look_at_disk_or_net(monkeypatch):
     for module, name in ((urllib.request, "urlopen"), (os, "stat"), (io, "open")):
@@ -281,7 +254,6 @@ def test_a_source_is_described_without_a_look_at_disk_or_net(monkeypatch):
     assert xnli[:3] == (Path("D/xnli/XNLI-1.0/xnli.dev.tsv"), None, None)
     assert xnli == source("xnli", "D", "ar", "dev")   # so that it is fetched once
     assert (xnli.archive.path, xnli.members) == (Path("D/xnli/XNLI-1.0.zip"), ("XNLI-1.0/xnli.dev.tsv",))
-
 
 def test_what_is_there_is_not_fetched_and_what_is_fetched_is_kept(corpus, tmp_path, monkeypatch):
     contents, fetched = [source("pos", corpus, "en", split).path.read_bytes() for split in data.SPLITS], []
@@ -298,20 +270,13 @@ def test_what_is_there_is_not_fetched_and_what_is_fetched_is_kept(corpus, tmp_pa
     said = data.departure(wanted[1], "pos", "en", "dev", 2002)         # as many sentences as the paper's has
     assert said.startswith(f"{wanted[1].path} is not the paper's file") and "used as it is" in said
 
-
-def test_a_read_only_folder_is_enough_where_all_is_there(corpus, tmp_path, monkeypatch, tokenizer):
-    folder = shutil.copytree(corpus, tmp_path / "data")
-    paths = [folder, *folder.rglob("*")]
+def test_where_all_is_there_nothing_is_asked_or_written(corpus, monkeypatch, tokenizer):
+    there = sorted(corpus.rglob("*"))
     monkeypatch.setattr(urllib.request, "urlopen", fails(AssertionError("asked")))
-    monkeypatch.setattr(data, "write", fails(AssertionError("written")))   # root may write anywhere
-    for path in paths:
-        path.chmod(0o555)
-    data.fetch(sources(folder))
-    assert load("ner", source("ner", folder).path, "train", tokenizer).counts["words"] > 0
-    assert [folder, *folder.rglob("*")] == paths
-    for path in paths:
-        path.chmod(0o755)
-
+    monkeypatch.setattr(data, "write", fails(AssertionError("written")))
+    data.fetch(sources(corpus))
+    assert load("ner", source("ner", corpus).path, "train", tokenizer).counts["words"] > 0
+    assert sorted(corpus.rglob("*")) == there
 
 def targz(members, kind="gz"):
     """Bytes of a tar.gz of {name: content}; None stands for a link to somewhere else."""
@@ -323,25 +288,21 @@ def targz(members, kind="gz"):
             t.addfile(info, io.BytesIO(content or b""))
     return packed.getvalue()
 
-
 def zipped(members):
     with zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as z:
         for name, content in members.items():
             z.writestr(name, content)
     return packed.getvalue()
 
-
 def wikiann(files, **changed):
     """The archive of WikiAnn: a tar.gz for each language in a zip; changed names tar.gz contents instead."""
     return zipped({f"panx_dataset/{lang}.tar.gz": changed.get(lang, targz(of)) for lang, of in files.items()})
-
 
 @pytest.fixture
 def files(corpus):
     """{language: {split: content}} of the tiny WikiAnn."""
     train, dev, *german = (file.path.read_bytes() for file in sources(corpus, ["ner"]))
     return {"en": {"train": train, "dev": dev}, "de": dict(zip(data.SPLITS, german, strict=True))}
-
 
 @pytest.fixture
 def pack(tmp_path, monkeypatch):
@@ -353,7 +314,6 @@ def pack(tmp_path, monkeypatch):
         return tmp_path / name
     return put
 
-
 def test_files_are_taken_out_of_an_archive(tmp_path, files, pack):
     pack(wikiann(files))
     wanted = sources(tmp_path, ["ner"])
@@ -363,21 +323,17 @@ def test_files_are_taken_out_of_an_archive(tmp_path, files, pack):
     data.fetch([alone._replace(archive=data.Source(pack(targz(files["en"], "bz2")), *data.ARCHIVES[PANX]))])
     assert alone.path.read_bytes() == files["en"]["train"]
 
-
 @pytest.mark.parametrize("spoil, words", [
     (lambda f: wikiann(f)[:-200], "panx_dataset.zip|truncated"),
-    (lambda f: b"", "panx_dataset.zip|truncated"),
-    (lambda f: b"<html>no such file</html>", "panx_dataset.zip|no archive"),
+    (lambda f: b"", "panx_dataset.zip|truncated"), (lambda f: b"<html>", "panx_dataset.zip|no archive"),
     (lambda f: wikiann(f, en=targz(f["en"])[:-100]), "en.tar.gz|truncated"),
-    (lambda f: wikiann(f, en=b""), "en.tar.gz|truncated"),
-    (lambda f: wikiann(f, en=b"not a tar"), "en.tar.gz|no archive"),
+    (lambda f: wikiann(f, en=b""), "en.tar.gz|truncated"), (lambda f: wikiann(f, en=b"x"), "en.tar.gz|no ar"),
     (lambda f: wikiann({"de": f["de"]}), "does not hold en.tar.gz"),
     (lambda f: wikiann(f, en=targz({"dev": b"x"})), "en.tar.gz|does not hold train"),
     (lambda f: wikiann(f, en=targz(f["en"] | {"/etc/cron.d/x": b""})), "'/etc/cron.d/x'|not trusted"),
     (lambda f: wikiann(f, en=targz({"../train": b"x"})), "'../train'|not trusted"),
     (lambda f: wikiann(f, en=targz({"a/../../train": b"x"})), "'a/../../train'|not trusted"),
     (lambda f: zipped({"../en.tar.gz": b"x"}), "'../en.tar.gz'|not trusted"),
-    (lambda f: zipped({"/en.tar.gz": b"x"}), "'/en.tar.gz'|not trusted"),
     (lambda f: zipped({"C:\\en.tar.gz": b"x", "en.tar.gz": b"x"}), "C:|not trusted"),
     (lambda f: wikiann(f, en=targz({"train": None})), "en.tar.gz"),
     (lambda f: zipped({"en.tar.gz": bytes(1 << 20)}), "en.tar.gz unpacks to more than 100000 bytes"),
@@ -385,12 +341,11 @@ def test_files_are_taken_out_of_an_archive(tmp_path, files, pack):
 def test_an_archive_torn_or_a_bomb_or_not_to_be_trusted(tmp_path, monkeypatch, files, pack, spoil, words):
     monkeypatch.setattr(data, "MOST_BYTES", 100_000)
     path = pack(spoil(files))
-    assert "\n" not in refused([*words.split("|"), "Delete"], data.fetch, [source("ner", tmp_path)])
+    refused([*words.split("|"), "Delete"], data.fetch, [source("ner", tmp_path)])
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
-
 def test_corrupted_archives_end_in_a_sentence_or_give_the_right_file():
-    content, outcome = random.Random(0).randbytes(2000), {"refused": 0, "read": 0}
+    content, refusals = random.Random(0).randbytes(2000), 0
     for seed in range(120):
         rng, members = random.Random(f"archive {seed}"), {"folder/file": content, "other": b"x" * 300}
         kind = rng.choice((zipped, targz))
@@ -403,14 +358,12 @@ def test_corrupted_archives_end_in_a_sentence_or_give_the_right_file():
             got = data.member(bytes(packed), "file", "x")
         except KitError as e:
             assert "\n" not in str(e)
-            outcome["refused"] += 1
+            refusals += 1
         else:   # a tar has no checksum of contents
             assert got == content or kind is targz and len(got) == len(content), seed
-            outcome["read"] += 1
-    assert min(outcome.values()) > 5, outcome
+    assert 5 < refusals < 115
 
-
-# ------------------------------------------------------------------------------------ is it the paper's file?
+# ---- is it the paper's file? ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("task, expected", [("ner", 20000), ("xnli", 392702)])   # Table 1: and a header
 def test_a_file_of_no_known_digest_is_held_against_its_archive_or_counted(tmp_path, pack, task, expected):
@@ -423,9 +376,7 @@ def test_a_file_of_no_known_digest_is_held_against_its_archive_or_counted(tmp_pa
     file.archive.path.write_bytes(good)
     data.fetch([file])
 
-    def said(count):
-        return data.departure(file, task, "es", "train", count)
-
+    said = partial(data.departure, file, task, "es", "train")
     assert said(7) is None                                  # the archive tells more than a count
     file.path.write_bytes(file.path.read_bytes() + b"\n")
     assert "not the paper's file" in said(expected)
@@ -435,7 +386,6 @@ def test_a_file_of_no_known_digest_is_held_against_its_archive_or_counted(tmp_pa
     for count in (expected - 1, expected + 1):
         assert f"differs ({count} examples, the paper's {expected})" in said(count)
     assert "without its archive" in said(expected)
-
 
 def test_what_the_paper_does_not_have_is_described_without_it(corpus, tokenizer, monkeypatch):
     monkeypatch.setitem(data.TREEBANKS, "A", "UD_A-Demo")
@@ -448,12 +398,10 @@ def test_what_the_paper_does_not_have_is_described_without_it(corpus, tokenizer,
         assert data.describe(task, lang, "train", examples).startswith(f"{n} in the file, {n} used")
     assert data.describe("pos", "en", "train", examples).startswith(f"{n} in the file (Table 1: 12543), {n} ")
 
-
-@pytest.mark.skipif(not REAL.exists(), reason="KIT_TEST_FILES names no folder with data")
 @pytest.mark.parametrize("lang", ["ar", "de", "en", "fr", "hi", "vi", "zh"])
 def test_the_genuine_wikiann_is_known_and_one_token_less_is_noticed(tmp_path, lang):
     for split, count in zip(data.SPLITS, data.TABLE_1["ner"][lang], strict=True):
-        file, copy = source("ner", REAL, lang, split), source("ner", tmp_path, lang, split)
+        file, copy = source("ner", real("data"), lang, split), source("ner", tmp_path, lang, split)
         assert data.departure(file, "ner", lang, split, count) is None
         copy.path.parent.mkdir(parents=True, exist_ok=True)
         copy.path.write_bytes(file.path.read_bytes().partition(b"\n")[2])

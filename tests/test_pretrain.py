@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KIT
+from conftest import reproduce as command
 from transformers import AutoTokenizer
 
 import data
@@ -316,3 +317,44 @@ def test_a_pretraining_killed_three_times_ends_with_the_same_bytes(text, tmp_pat
                      for name in ("whole", "killed"))
     assert whole == killed and {"model.safetensors", "tokenizer.json", "train.jsonl"} < set(whole)
     assert [path.name for path in tmp_path.glob("killed*")] == ["killed"]
+
+
+def test_the_command_pretrains_what_a_pair_needs_and_two_processes_give_the_files_of_one(corpus, tmp_path):
+    text = tmp_path / "en.txt"
+    words = sorted({word for words, _ in data.read_pos(data.ud_file(corpus, "en", "train").path, "en")
+                    for word in words})
+    text.write_text("".join(f"{' '.join(words[i:i + 4])}\n" for i in range(30)))
+    preset = "layers=1,heads=2,hidden=16,vocabulary=270,blocks=sentences,length=32,batch=4,steps=6,warmup=2"
+    flags = ["--task", "pos", "--src", "en", "--tgt", "en.inversion", "en.transliteration", "--lines-only",
+             "--encoder", "scratch", "--align", "0", "5", "--text", text, "--pretraining", preset,
+             "--seeds", "1", "--epochs", "1", "--lr", "1e-2", "--data", corpus, "--device", "cpu"]
+    alone = command(*flags, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", KIT / "reproduce.py"]
+    two = subprocess.run([sys.executable, "-m", *launcher, *map(str, flags), "--out", str(tmp_path / "two")],
+                         capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    one, other = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*")
+                   if path.is_file() and path.name != "report.md"}
+                  for out in (tmp_path / "one", tmp_path / "two"))
+    assert one == other
+    names = {"en-en.inversion", "en-en.transliteration", "en-en.transliteration-align5"}
+    assert {path.parent.name for path in (tmp_path / "one/encoders").glob("*/model.safetensors")} == names
+    grid = next((tmp_path / "one/grids").rglob("*align5/*/seed1.jsonl"))
+    header = json.loads(grid.read_text().split("\n")[0])
+    assert header["align"] == 5 and set(header["alignment"]) == {"in the loss", "left out"}
+    again = command(*flags, "--out", tmp_path / "one", "--dry-run")
+    assert "9 of 9 distinct models done" in again.stdout and "to pretrain" not in again.stdout
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--encoder", "scratch", "--tgt", "en.inversion"], "--text"),
+    (["--text", "x", "--tgt", "en.inversion"], "--encoder scratch"),
+    (["--encoder", "scratch", "--text", "x", "--tgt", "de"], "derived"),
+    (["--encoder", "scratch", "--text", "x", "--tgt", "en.inversion", "--align", "5"], "nothing to align"),
+    (["--encoder", "scratch", "--text", "x", "--tgt", "en.turned"], "no transformation 'turned'"),
+    (["--encoder", "scratch", "--text", "no such file", "--tgt", "en.inversion"], "no such file")])
+def test_flags_that_do_not_go_together_are_told_in_a_sentence(corpus, tmp_path, flags, said):
+    done = command("--task", "pos", "--src", "en", *flags, "--data", corpus, "--out", tmp_path / "out")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "models").exists()

@@ -1,9 +1,8 @@
-"""Runs that are killed, stopped, doubled, cut short by a full disk or spread over processes end with the results of an
-undisturbed run, byte for byte.
+"""Runs that are killed, stopped, doubled or cut short end with the bytes of an undisturbed run.
 
-Most runs here are real processes that a small server forks (this file run as a script), so that the imports are paid
-once; some are the command itself. A process can be killed from outside, or kill itself at its n-th step in a list of
-delicate moments: before, in the middle of and after each line, file, move and removal.
+Most are processes that a small server forks (this file as a script), so that imports are paid once; some are
+the command itself. They are killed from outside, or kill themselves at the n-th of their delicate moments: in
+the middle of and after each line and file, before and after each move and removal.
 """
 
 import fcntl
@@ -20,7 +19,8 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import suppress
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,95 +28,101 @@ from conftest import KIT
 from conftest import reproduce as command
 
 TASKS = "pos", "ner", "parsing", "xnli"
+KILLED = -signal.SIGKILL
+BUSY = r"reproduce.py: Another process is writing \S+: wait for it, or take another --out.\n"
+PRETRAINING = "layers=1,heads=2,hidden=16,vocabulary=300,length=12,batch=4,steps=20,warmup=4,blocks=sentences"
 
 
-# ------------------------------------------------------------------------------------- the server (a process of its own)
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+# ---- the server, a process of its own ---------------------------------------------------------------------
 
 def serve():
-    """Fork a run for each line of stdin, a JSON list [argv, log, options], and answer its pid; for a pid, its exit code."""
+    """Fork a run for a line [argv, options] of stdin and answer its pid; for a pid, its code and output."""
     sys.path.insert(0, str(KIT))
     import reproduce
+    pipes = {}
     for line in sys.stdin:
-        order = json.loads(line)
-        if isinstance(order, int):
-            answer = os.waitstatus_to_exitcode(os.waitpid(order, 0)[1])
-        elif (answer := os.fork()) == 0:
-            child(reproduce, *order)
-        print(answer, flush=True)
+        if isinstance(order := json.loads(line), int):
+            code = os.waitstatus_to_exitcode(os.waitpid(order, 0)[1])
+            answer = [code, *(os.fdopen(end).read() for end in pipes.pop(order))]
+        else:
+            (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+            if (answer := os.fork()) == 0:
+                child(reproduce, *order, to_out, to_err)
+            pipes[answer] = out, err
+            os.close(to_out)
+            os.close(to_err)
+        print(json.dumps(answer), flush=True)
 
 
-def child(reproduce, argv, log, options):
-    """One run in a forked process, its stdout in LOG and its stderr in LOG.err; options: see Server.start."""
-    for number, path, mode in (0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY), (2, log + ".err", os.O_WRONLY):
-        os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    sys.argv = ["reproduce.py", *argv]
-    reproduce.plot.draw_figure = lambda *_: None   # figures are slow, and others test them
-    said, code = (sys.stdout, sys.stderr), 99
-    if "disk" in options:   # longer files fail as on a full disk; the logs are written when there is room again
-        limit, sys.stdout, sys.stderr = resource.getrlimit(resource.RLIMIT_FSIZE), io.StringIO(), io.StringIO()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (options["disk"], limit[1]))
-    if "slow" in options:
-        reproduce.Run.score = slowly(reproduce.Run.score, options["slow"])
-    if "moment" in options:
-        killed_at(reproduce, options["moment"])
+def child(reproduce, argv, options, out, err):
+    """One run in a forked process; options: see Server.start."""
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    code, sys.argv = 99, ["reproduce.py", *argv]
     try:
+        change(reproduce, **options)
         code = reproduce.answer(reproduce.parse_arguments(argv))
     except BaseException:
         traceback.print_exc()
-    if "disk" in options:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        for file, text in zip(said, (sys.stdout, sys.stderr)):
-            file.write(text.getvalue())
-    for file in said:
-        file.flush()
+    sys.stdout.flush()
     os._exit(code)
 
 
-def slowly(function, seconds):
-    def slow(*args):
-        time.sleep(seconds)
-        return function(*args)
-    return slow
+def change(reproduce, moment, place, disk, pause, figures):
+    """Make this process a small one, and slow or doomed where the options say so."""
+    plan, score, demo = reproduce.plot.plan, reproduce.Run.score, reproduce.demo
+    demo.SIZES, demo.PAIRS, demo.TEXTS, demo.STEPS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300, 10
+    reproduce.plot.plan = lambda grids: plan(grids)[:figures]   # to draw takes time
+
+    def slow_score(*args):
+        time.sleep(pause)
+        return score(*args)
+
+    reproduce.Run.score = slow_score
+    if disk:   # longer files fail, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, resource.RLIM_INFINITY))
+    if moment:
+        kill_at(reproduce.results, moment, place)
 
 
-def killed_at(reproduce, moment):
-    """This process kills itself at the n-th delicate moment."""
-    left = moment
-
-    def tick():
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def around(function):
-        def wrapped(*args, **options):
-            tick()
-            function(*args, **options)
-            tick()
-        return wrapped
-
-    def append(f, record):
-        text = json.dumps(record).encode() + b"\n"
-        for part in (b"", text[:len(text) // 2], text[len(text) // 2:-1], b"\n"):
-            f.write(part)
-            f.flush()
-            tick()
-
-    def save_file(tensors, path, about):
-        whole(tensors, path, about)
-        content = Path(path).read_bytes()
-        for size in (0, len(content) // 2, len(content)):
-            Path(path).write_bytes(content[:size])
-            tick()
-
+def kill_at(results, moment, place):
+    """Let this process kill itself at the n-th delicate moment of the files with `place` in their paths."""
     import safetensors.torch
 
     import train
-    whole = safetensors.torch.save_file
-    train.Run.cost = property(lambda _: 0.0, lambda *_: None)   # a save after each evaluation, whatever it costs
-    reproduce.results.append_line, safetensors.torch.save_file = append, save_file
-    os.replace, Path.unlink = around(os.replace), around(Path.unlink)
+    moments, save_whole = count(1), safetensors.torch.save_file
+
+    def tick(path):
+        if place in str(path) and next(moments) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(function):
+        def wrapped(path, *args, **options):
+            tick(path)
+            function(path, *args, **options)
+            tick(path)
+        return wrapped
+
+    class Torn(io.BufferedRandom):
+        def write(self, content):
+            for part in (b"", content[:len(content) // 2], content[len(content) // 2:-1], content[-1:]):
+                super().write(part)
+                self.flush()
+                tick(self.name)
+
+    def save_file(tensors, path, about):
+        save_whole(tensors, path, about)
+        content = Path(path).read_bytes()
+        with Torn(io.FileIO(path, "w+")) as f:
+            f.write(content)
+
+    train.Run.cost = property(lambda _: 0.0, lambda *_: None)   # a save after each evaluation
+    results.open = lambda path, mode: Torn(io.FileIO(path, "a+"))
+    safetensors.torch.save_file, os.replace, Path.unlink = save_file, around(os.replace), around(Path.unlink)
 
 
 if __name__ == "__main__":
@@ -124,42 +130,64 @@ if __name__ == "__main__":
     sys.exit()
 
 
-# --------------------------------------------------------------------------------------------------------------- tools
+# ---- tools ------------------------------------------------------------------------------------------------
 
 class Server:
     def __init__(self, encoder, corpus, folder):
-        self.flags, self.folder, self.runs = ["--encoder", str(encoder), "--data", str(corpus), "--src", "en", "--tgt", "de",
-                                              "--device", "cpu", "--lr", "1e-3"], folder, 0
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.flags = "--encoder", encoder, "--data", corpus, "--src", "en", "--tgt", "de"
+        self.folder, pipe = folder, subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True)
 
     def ask(self, order):
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
 
-    def argv(self, out, tasks=("pos",), seeds=(1,), epochs=2, batch_size=8):
-        numbers = {"--seeds": seeds, "--epochs": [epochs], "--batch-size": [batch_size]}
-        return [*self.flags, "--lines-only", "--out", str(out), "--task", *tasks,
-                *(str(x) for flag, values in numbers.items() for x in (flag, *values))]
+    def argv(self, out, tasks=("pos",), seeds=(1,), epochs=2, batch_size=8, flags=()):
+        """The arguments of a run; flags, if any, instead of those for the tiny encoder and corpus."""
+        numbers = "--seeds", *seeds, "--epochs", epochs, "--batch-size", batch_size, "--lr", 1e-3
+        return [str(text) for text in (*(flags or self.flags), "--device", "cpu", "--lines-only", "--out", out,
+                                       "--task", *tasks, *numbers)]
 
-    def start(self, out, moment=None, disk=None, slow=None, **settings):
-        """Begin a run; moment: it kills itself there; disk: bytes a file may have; slow: seconds more for each scoring."""
-        self.runs += 1
-        log = str(self.folder / f"log{self.runs}")
-        options = {k: v for k, v in dict(moment=moment, disk=disk, slow=slow).items() if v is not None}
-        Path(log).touch()
-        Path(f"{log}.err").touch()
-        return Run(self, self.ask([self.argv(out, **settings), log, options]), log)
+    def start(self, out, moment=0, place="", disk=0, pause=0, figures=0, **settings):
+        """Begin a run. moment and place: where it kills itself; disk: bytes a file may have; pause: seconds
+        before each scoring; figures: how many are drawn."""
+        options = dict(moment=moment, place=place, disk=disk, pause=pause, figures=figures)
+        return Run(self, self.ask([self.argv(out, **settings), options]))
+
+    @cache
+    def undisturbed(self, **settings):
+        """The files of a run that nothing disturbs."""
+        run = self.start(out := self.folder / str(hash(str(settings))), **settings)
+        assert run.wait() == 0, run.error
+        return files(out)
+
+    def again(self, out, start=None, **settings):
+        """Run a command again: what was finished is named and not touched; at its end all files are there."""
+        models = made(out)
+        grids = {path: path.read_bytes() for path in out.glob("grids/**/*.jsonl")}
+        run = (start or self.start)(out, **settings)
+        assert run.wait() == (KILLED if start and run.code else 0), run.error
+        assert models.items() <= made(out).items()
+        for path, content in grids.items():
+            whole = content[:content.rfind(b"\n") + 1]
+            assert path.read_bytes().startswith(whole), f"{path} lost lines"
+            if run.code == 0 and (points := whole.count(b"\n") - 1) > 0:
+                assert f"{points} of 65 points already in {path}" in run.said
+        if run.code == 0:
+            assert run.said.count("already trained") == len(models)
+            same(out, self.undisturbed(**settings))
+        return run
 
 
 class Run:
-    def __init__(self, server, pid, log):
-        self.server, self.pid, self.log, self.code = server, pid, Path(log), None
+    def __init__(self, server, pid):
+        self.server, self.pid, self.code = server, pid, None
 
     def wait(self):
         """Exit code, negative for a signal; said and error hold the output."""
-        self.code = self.server.ask(self.pid)
-        self.said, self.error = self.log.read_text(), Path(f"{self.log}.err").read_text()
+        if self.code is None:
+            self.code, self.said, self.error = self.server.ask(self.pid)
         assert "Traceback" not in self.error, self.error
         return self.code
 
@@ -170,297 +198,204 @@ class Run:
 
     def kill(self, number=signal.SIGKILL):
         os.kill(self.pid, number)   # it is not reaped before wait(), so the number is still its own
+        return self.wait()
 
 
 @pytest.fixture(scope="module")
 def server(encoder, corpus, tmp_path_factory):
-    server = Server(encoder, corpus, tmp_path_factory.mktemp("logs"))
+    server = Server(encoder, corpus, tmp_path_factory.mktemp("undisturbed"))
     yield server
     server.process.stdin.close()
     server.process.wait()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(server, tmp_path_factory):
-    """undisturbed(**settings): the result files of a run that nothing disturbs, made once."""
-    made = {}
-
-    def result(**settings):
-        key = json.dumps(settings)
-        if key not in made:
-            out = tmp_path_factory.mktemp("undisturbed") / "out"
-            run = server.start(out, **settings)
-            assert run.wait() == 0, run.error
-            made[key] = files(out)
-        return made[key]
-
-    return result
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
 
 
-def files(out):
-    """{path in OUT: content} of everything under models and grids."""
-    return {str(p.relative_to(out)): p.read_bytes() for part in ("models", "grids") for p in sorted((out / part).rglob("*"))
-            if p.is_file()}
+def files(folder):
+    """{path: content} of all files in a folder but the report, which names the command."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file() and path.name != "report.md"}
 
 
-def everything(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def same(out, want):
-    """The result files are those of the undisturbed run; a difference is shown by name, not by megabytes."""
+def same(out, want, drawn=False):
+    """The files are those of an undisturbed run; drawn: and figures. A difference is shown by name."""
     got = files(out)
-    assert sorted(got) == sorted(want)
+    figures = {name for name in got if drawn and re.fullmatch(r"figures/[\w-]+\.(png|pdf)", name)}
+    assert bool(figures) == drawn and sorted(got.keys() - figures) == sorted(want)
     assert [name for name in want if got[name] != want[name]] == []
+
+
+def made(out):
+    """{path: its inode and time} of the models."""
+    stats = {path: path.stat() for path in out.glob("models/**/model.safetensors")}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def progress(out):
     """Bytes in the files that grow line by line."""
-    return sum(p.stat().st_size for p in out.rglob("*.jsonl"))
+    return sum(path.stat().st_size for path in out.rglob("*.jsonl"))
 
 
-def temporary(out):
-    """Files that are being written, or were when a run was killed."""
-    found = set()
-    for path in [*out.rglob(".*.tmp"), *out.rglob(".tmp*")]:
-        with suppress(FileNotFoundError):
-            found.add((path, path.stat().st_mtime_ns))
-    return found
+def begun(out):
+    """The states that trainings have saved."""
+    return list(out.rglob("state.safetensors"))
 
 
-def continued(out, run, **settings):
-    """Run the same command again: what was finished is named as such, and not touched; returns the code."""
-    models = {p: p.stat() for p in out.glob("models/**/model.safetensors")}
-    grids = {p: p.read_bytes() for p in out.glob("grids/**/*.jsonl")}
-    run = run(out, **settings)
-    code = run.wait()
-    for path, stat in models.items():
-        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns), f"{path} was made again"
-    for path, content in grids.items():
-        whole = content[:content.rfind(b"\n") + 1]
-        assert path.read_bytes().startswith(whole), f"{path} lost lines"
-        points = max(0, whole.count(b"\n") - 1)
-        if code == 0 and points:
-            assert f"{points} of 65 points already in {path}" in run.said
-    if code == 0:
-        assert run.said.count("already trained") == len(models)
-    return run
+# ---- killed (kill -9) -------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("longest, clock, settings", [
+    (250, False, dict(tasks=("ner",))), *(slow(longest, longest == 800, dict(tasks=(task,)))
+                                          for longest in (60, 200, 800) for task in TASKS),
+    slow(6000, True, dict(tasks=TASKS, seeds=(1, 2)))])
+def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(
+        server, out, longest, clock, settings):
+    """Killed at random moments, or once so many bytes of lines are there, until one run gets to its end."""
+    rng, said = random.Random(f"{longest} {settings}"), []
 
-# ------------------------------------------------------------------------------------------------------ killed (kill -9)
-
-def live(server, undisturbed, out, seed, kind, longest, **settings):
-    """Kill a run and its continuations again and again, at random moments, until one gets to its end; compare.
-
-    Returns how many were killed and what they had logged.
-    """
-    rng, kills, logs, run = random.Random(seed), 0, [], None
-    want = undisturbed(**settings)
-    for _ in range(200):
-        def start(out, **settings):
-            if kind == "moment":
-                return server.start(out, moment=rng.randint(1, longest), **settings)
-            before, old, more = progress(out), temporary(out), rng.randint(1, longest)
-            files_too = kind == "writing" and rng.random() < .5
-            run = server.start(out, **settings)
-            run.until(lambda: progress(out) >= before + more or files_too and temporary(out) - old)
-            time.sleep(rng.random() * .01 if kind == "clock" else 0)
-            run.kill()
-            return run
-        run = continued(out, start, **settings)
-        logs.append(run.said)
-        assert run.code in (0, -signal.SIGKILL), run.error
-        kills += run.code != 0
-        if run.code == 0:
-            break
-    same(out, want)
-    run = continued(out, server.start, **settings)   # and once more: nothing is left to do
-    assert run.code == 0 and not re.search(r" steps, \d+ s$|: \d+ points, \d+ s$", run.said, re.MULTILINE)
-    same(out, want)
-    return kills, "\n".join(logs)
-
-
-def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(server, undisturbed, tmp_path):
-    kills, logs = live(server, undisturbed, tmp_path / "out", 4, "moment", 250, tasks=["ner"])
-    print(f"{kills} kills")
-    assert kills >= 3 and "continued after step" in logs
-
-
-@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_folders(server, undisturbed, corpus, encoder,
-                                                                                      tmp_path, forked):
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    here.mkdir()
-    env = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR")} | {"PYTHONDONTWRITEBYTECODE": "1"}
-    before, out = everything(corpus) | everything(encoder), here / "out"
-    if forked:
-        run = server.start(out)
-        run.until(lambda: list(out.rglob("state.safetensors")))
+    def start(out, **settings):
+        if not clock:
+            return server.start(out, moment=rng.randint(1, longest), **settings)
+        enough, run = progress(out) + rng.randint(1, longest), server.start(out, **settings)
+        run.until(lambda: progress(out) >= enough)
+        time.sleep(rng.random() * .01)
         run.kill()
-        assert run.wait() == -signal.SIGKILL
-    else:
-        process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *server.argv("out")], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, cwd=here, env=os.environ | env)
-        while not list(out.rglob("state.safetensors")) and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    assert files(out) != undisturbed()
-    done = command(*server.argv("out"), cwd=here, env=env)
+        return run
+
+    while (run := server.again(out, start, **settings)).code:
+        said.append(run.said)
+        assert len(said) < 200
+    print(f"{len(said)} kills")
+    assert len(said) >= 3 and "continued after step" in "".join([*said, run.said])
+    said = server.again(out, **settings).said   # once more: nothing is left to do
+    assert not re.search(r" steps, \d+ s$|: \d+ points, \d+ s$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flags, places", [
+    (("--demo",), {"tiny-bert": (2, 9, 20), "data": (2, 40), "figures": (3, 8), ".report": (3,)}),
+    (("--demo", "ingredients", "--tgt", "A.inversion", "--pretraining", PRETRAINING),
+     {"text": (1, 6), "encoders": (1, 8, 20, 50), "models": (4, 30), "grids": (3, 50)})])
+def test_killed_in_the_middle_of_any_file_a_run_leaves_nothing_behind(server, out, flags, places):
+    settings = dict(flags=flags, epochs=1, figures=1)
+    for place, moments in places.items():
+        for moment in moments:
+            run = server.start(out, moment=moment, place=f"out/{place}", **settings)
+            assert run.wait() == KILLED, (place, moment)
+    server.again(out, **settings)
+
+
+@pytest.mark.slow
+def test_killed_at_each_moment_between_two_lines(server, tmp_path):
+    """A run of one short model after another, killed at each of its first moments, then run to its end."""
+    settings = dict(epochs=1, batch_size=40)
+    for moment in range(1, 60):
+        assert server.start(out := tmp_path / str(moment), moment=moment, **settings).wait() == KILLED
+        server.again(out, **settings)
+
+
+def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_folders(
+        server, corpus, encoder, tmp_path):
+    here, home, out = tmp_path / "here", tmp_path / "home", tmp_path / "here" / "out"
+    here.mkdir()
+    home.mkdir()
+    env = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"), str(home))
+    before, run = [files(corpus), files(encoder)], server.start(out)
+    run.until(lambda: begun(out))
+    assert run.kill() == KILLED and files(out) != server.undisturbed()
+    done = command(*server.argv("out"), cwd=here, env=env | {"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
     assert "continued after step" in done.stdout and (out / "report.md").exists()
-    same(out, undisturbed())
-    assert list(here.iterdir()) == [out] and everything(corpus) | everything(encoder) == before
-    caches = {path.relative_to(home).parts[0] for path in everything(home)}
+    same(out, server.undisturbed(), drawn=True)
+    assert list(here.iterdir()) == [out] and [files(corpus), files(encoder)] == before
+    caches = {path.split("/")[0] for path in files(home)}
     assert caches <= {"huggingface", "matplotlib", "torch", "fontconfig", ".cache", ".config"}, caches
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("kind, longest", [("moment", 60), ("moment", 200), ("clock", 800), ("writing", 1500)])
-def test_runs_of_all_tasks_killed_at_random_moments(server, undisturbed, tmp_path, task, kind, longest):
-    kills, logs = live(server, undisturbed, tmp_path / "out", task + kind, kind, longest, tasks=[task])
-    print(f"{task}: {kills} kills of kind {kind}")
-    assert kills
-
-
-@pytest.mark.slow
-def test_a_run_of_several_tasks_and_seeds_killed_at_random_moments(server, undisturbed, tmp_path):
-    kills, logs = live(server, undisturbed, tmp_path / "out", "all", "clock", 6000, tasks=TASKS, seeds=[1, 2])
-    print(f"all tasks: {kills} kills")
-    assert kills >= 3
-
-
-@pytest.mark.slow
-def test_killed_at_each_moment_between_two_lines(server, undisturbed, tmp_path):
-    """A run of one short model after another, killed at each of its first delicate moments, then run to its end."""
-    settings = dict(epochs=1, batch_size=40)
-    want = undisturbed(**settings)
-    for moment in range(1, 60):
-        out = tmp_path / str(moment)
-        assert server.start(out, moment=moment, **settings).wait() == -signal.SIGKILL
-        assert continued(out, server.start, **settings).code == 0
-        same(out, want)
-
-
-def test_torn_lines_and_files_left_behind_do_no_harm(server, undisturbed, tmp_path):
-    out, want = tmp_path / "out", undisturbed()
-    run = server.start(out)
-    run.until(lambda: list(out.rglob("state.safetensors")))
-    run.kill()
-    assert run.wait() == -signal.SIGKILL
-    state, = out.rglob("state.safetensors")
-    with open(state.parent / "train.jsonl", "ab") as f:
+def test_torn_lines_and_files_left_behind_do_no_harm(server, out):
+    run, left = server.start(out), ["state.safetensors", ".state.safetensors.tmp", ".tmpX1y2z3"]
+    run.until(lambda: begun(out))
+    assert run.kill() == KILLED
+    folder = begun(out)[0].parent
+    with open(folder / "train.jsonl", "ab") as f:
         f.write(b'{"step": 9, "lr": 0.0')
-    for name in (".state.safetensors.tmp", ".model.safetensors.tmp", ".tmpX1y2z3"):
-        (state.parent / name).write_bytes(b"half a file")
-    run = continued(out, server.start)
-    assert run.code == 0 and "continued after step" in run.said
-    same(out, want)
+    for name in left[1:]:
+        (folder / name).write_bytes(b"half a file")
+    assert "continued after step" in server.again(out).said
     grid, = out.glob("grids/**/*.jsonl")
-    for cut in (1, 20, len(grid.read_bytes()) - 30):   # in the last line, and in the first
-        grid.write_bytes(want[str(grid.relative_to(out))][:-cut])
-        assert continued(out, server.start).code == 0
-        same(out, want)
-    for name in ("state.safetensors", ".state.safetensors.tmp", ".tmpX1y2z3"):   # killed when the model was whole
-        (state.parent / name).write_bytes(b"not needed any more")
-    assert continued(out, server.start).code == 0
-    same(out, want)
+    whole = grid.read_bytes()
+    for cut in (1, 20, len(whole) - 30):   # in the last line, and in the first
+        grid.write_bytes(whole[:-cut])
+        server.again(out)
+    for name in left:   # killed when the model was whole already
+        (folder / name).write_bytes(b"not needed any more")
+    server.again(out)
 
 
-# -------------------------------------------------------------------------------------------------------------- Ctrl-C
-
-def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(server, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    for condition in (lambda: list(out.rglob("state.safetensors")), lambda: list(out.glob("grids/**/*.jsonl"))):
-        run = server.start(out, slow=0.02)
+def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(server, out):
+    for condition in (lambda: begun(out), lambda: list(out.glob("grids/**/*.jsonl"))):
+        run = server.start(out, pause=0.02)
         run.until(condition)
-        run.kill(signal.SIGINT)
-        assert run.wait() == 130
-        assert run.error.strip().count("\n") == 0 and str(out) in run.error and "same command continues" in run.error
-    assert continued(out, server.start).code == 0
-    same(out, undisturbed())
+        assert run.kill(signal.SIGINT) == 130 and run.error.strip().count("\n") == 0
+        assert str(out) in run.error and "same command continues" in run.error
+    server.again(out)
 
 
-def test_ctrl_c_while_the_libraries_are_loaded_gives_no_traceback(server, tmp_path):
-    process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *server.argv(tmp_path / "out")], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_ctrl_c_while_the_libraries_are_loaded_gives_no_traceback(server, out):
+    process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *server.argv(out)], text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():   # in the middle of the imports
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    said, error = process.communicate()
+    _, error = process.communicate()
     assert process.returncode in (130, -signal.SIGINT)   # a shell reports 130 for both
     assert "Traceback" not in error and error.count("\n") <= 1
 
 
-# ------------------------------------------------------------------------------------------------------ two runs at once
-
-def test_a_file_that_another_process_writes_is_left_alone(server, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    name = next(name for name in undisturbed() if name.endswith("train.jsonl"))
-    grid = next(name for name in undisturbed() if name.startswith("grids"))
-    for path in (out / name, out / grid):
+def test_a_file_that_another_process_writes_is_left_alone(server, out):
+    names = sorted(name for name in server.undisturbed() if name.endswith("jsonl"))
+    for path in (out / names[1], out / names[0]):   # of a training, of the grid
         path.parent.mkdir(parents=True)
         path.write_bytes(b'{"half": ')
         with open(path, "rb") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
             run = server.start(out)
-            assert run.wait() == 2
-            assert run.error == f"reproduce.py: Another process is writing {path}: wait for it, or take another --out.\n"
+            assert run.wait() == 2 and re.fullmatch(BUSY, run.error) and f" {path}:" in run.error
             assert path.read_bytes() == b'{"half": '
-    assert server.start(out).wait() == 0
-    same(out, undisturbed())
+    server.again(out)
 
 
-def two_at_once(server, undisturbed, out, moments, **settings):
-    """A second run begins when the first is so far, again and again; returns the exit codes of the second runs."""
-    first, codes = server.start(out, slow=0.01, **settings), []
-    for moment in moments:
+@pytest.mark.parametrize("moments, tasks", [((1, 2500), ("pos",)), *(
+    slow(sorted(random.Random(seed).choices(range(12000), k=6)), ("pos", "ner")) for seed in range(6))])
+def test_two_runs_in_one_folder_never_write_one_file(server, out, moments, tasks):
+    first, codes = server.start(out, pause=0.01, tasks=tasks), []
+    for moment in moments:   # a second run begins when the first is so far
         first.until(lambda: progress(out) >= moment)
-        codes.append((second := server.start(out, **settings)).wait())
-        assert second.code == 0 or second.code == 2 and re.fullmatch(
-            r"reproduce.py: Another process is writing \S+: wait for it, or take another --out.\n", second.error), second.error
-    assert first.wait() in (0, 2), first.error
-    if first.code:   # the second run was a step ahead: the first has said so
-        assert "Another process is writing" in first.error
-        assert server.start(out, **settings).wait() == 0
-    same(out, undisturbed(**settings))
-    return codes
+        second = server.start(out, tasks=tasks)
+        codes.append(second.wait())
+        assert second.code == 0 or second.code == 2 and re.fullmatch(BUSY, second.error), second.error
+    if first.wait():   # the second run was a step ahead: the first has said so
+        assert first.code == 2 and re.fullmatch(BUSY, first.error), first.error
+        assert server.start(out, tasks=tasks).wait() == 0
+    same(out, server.undisturbed(tasks=tasks))
+    assert 2 in codes or len(tasks) > 1
 
 
-def test_two_runs_in_one_folder_never_write_one_file(server, undisturbed, tmp_path):
-    codes = two_at_once(server, undisturbed, tmp_path / "out", (1, 2500))
-    assert 2 in codes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_two_runs_in_one_folder_at_random_moments(server, undisturbed, tmp_path, seed):
-    moments = sorted(random.Random(seed).choices(range(12000), k=6))
-    two_at_once(server, undisturbed, tmp_path / "out", moments, tasks=["pos", "ner"])
-
-
-# ----------------------------------------------------------------------------------------------- full disk, lost files
-
-def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_whole(server, undisturbed, tmp_path):
-    want, out = undisturbed(), tmp_path / "out"
+def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_whole(server, out):
+    want = server.undisturbed()
     for disk in (50, 200, 20_000, 3000, 4500):
-        for name, content in want.items():   # for the last two: all models, so that the grid is what does not fit
-            if 2000 < disk < 5000:
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                if name.startswith("models"):
-                    (out / name).write_bytes(content)
+        for path in (out / name for name in want if disk in (3000, 4500)):   # the grid does not fit
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if "models" in path.parts:
+                path.write_bytes(want[str(path.relative_to(out))])
         run = server.start(out, disk=disk)
-        assert run.wait() == 2
-        assert run.error.startswith("reproduce.py: ") and run.error.count("\n") == 1
+        assert run.wait() == 2 and run.error.startswith("reproduce.py: ") and run.error.count("\n") == 1
         assert str(out) in run.error and "File too large" in run.error
-        for path in out.rglob("*.safetensors"):
-            if path.name == "model.safetensors":
-                assert path.read_bytes() == want[str(path.relative_to(out))]
-        assert not list(out.rglob(".*.tmp"))
-    assert continued(out, server.start).code == 0
-    same(out, want)
+        for path in out.rglob("model.safetensors"):
+            assert path.read_bytes() == want[str(path.relative_to(out))]
+        assert not list(out.rglob(".*"))
+    server.again(out)
     (out / "report.md").unlink()
     run = server.start(out, disk=300)
     assert run.wait() == 2 and "report.md" in run.error and not (out / "report.md").exists()
@@ -474,81 +409,56 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
         assert run.error.startswith(f"reproduce.py: {out.parent}") and run.error.count("\n") == 1
 
 
-def test_a_model_that_vanishes_before_its_grid(server, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    run = server.start(out, slow=0.02)
+def test_a_model_that_vanishes_before_its_grid(server, out):
+    run = server.start(out, pause=0.02)
     run.until(lambda: len(list(out.rglob("model.safetensors"))) == 2)
     gone = next(out.rglob("model.safetensors"))
     gone.unlink()
-    assert run.wait() == 2
-    assert run.error.count("\n") == 1 and str(gone) in run.error
-    assert continued(out, server.start).code == 0
-    same(out, undisturbed())
+    assert run.wait() == 2 and run.error.count("\n") == 1 and str(gone) in run.error
+    server.again(out)
 
 
-# ------------------------------------------------------------------------------------------------------------ torchrun
-
-def torchrun(*argv, flags=("--standalone", "--nproc-per-node", "2")):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *flags, KIT / "reproduce.py", *argv],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=KIT)
-
-
-def test_two_processes_give_the_files_of_one(server, undisturbed, tmp_path):
-    process = torchrun(*server.argv(tmp_path / "out"))
-    said, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    same(tmp_path / "out", undisturbed())
-    assert said.count("Look first at") == 1
+def torchrun(*argv, flags=("--standalone", "--nproc-per-node", 2)):
+    command = ["torch.distributed.run", *map(str, flags), KIT / "reproduce.py", *argv]
+    return subprocess.Popen([sys.executable, "-m", *command], text=True, cwd=KIT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_two_machines_with_one_shared_folder_give_the_files_of_one_process(server, undisturbed, tmp_path):
+@pytest.mark.parametrize("machines, settings", [(2, {}), slow(1, dict(tasks=TASKS, seeds=(1, 2)))])
+def test_two_processes_give_the_files_of_one(server, out, machines, settings):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    agents = [torchrun(*server.argv(tmp_path / "out"), flags=(
-        "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
-        "--master-port", port)) for rank in (0, 1)]
-    for agent in agents:
-        _, error = agent.communicate(timeout=300)
-        assert agent.returncode == 0, error
-    same(tmp_path / "out", undisturbed())
+        port = free.getsockname()[1]
+    flags = ("--nnodes", machines, "--nproc-per-node", 2 // machines, "--master-addr", "127.0.0.1",
+             "--master-port", port, "--node-rank")
+    agents = [torchrun(*server.argv(out, **settings), flags=(*flags, rank)) for rank in range(machines)]
+    ended = [(*agent.communicate(timeout=600), agent.returncode) for agent in agents]
+    assert not any(code for *_, code in ended), ended
+    assert "".join(said for said, *_ in ended).count("Look first at") == 1
+    same(out, server.undisturbed(**settings), drawn=True)
 
 
 @pytest.mark.slow
-def test_all_tasks_and_seeds_over_two_processes(server, undisturbed, tmp_path):
-    settings = dict(tasks=TASKS, seeds=[1, 2])
-    process = torchrun(*server.argv(tmp_path / "out", **settings))
-    assert process.communicate(timeout=600) and process.returncode == 0
-    same(tmp_path / "out", undisturbed(**settings))
+@pytest.mark.parametrize("name", ["train", "dev"])
+def test_a_rank_that_fails_ends_the_run_with_its_message(server, corpus, out, tmp_path, name):
+    data, began = shutil.copytree(corpus, tmp_path / "data"), time.time()
+    path = data / "panx" / "de" / name   # the ranks share the reading: one of them meets the bad file
+    path.write_bytes(b"de:a\tO\nbad line\n")
+    process = torchrun(*server.argv(out, tasks=["ner"]), "--data", data)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode != 0 and time.time() - began < 120 and not out.exists()
+    assert error.count(f"reproduce.py: {path}, line 2: 'bad line'") == 1
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_run_with_its_message(server, corpus, tmp_path):
-    data, out = shutil.copytree(corpus, tmp_path / "data"), tmp_path / "out"
-    for name in ("train", "dev"):   # the ranks share the reading: one of them meets the bad file
-        path = data / "panx" / "de" / name
-        good = path.read_bytes()
-        path.write_bytes(b"de:a\tO\nbad line\n")
-        began = time.time()
-        process = torchrun(*server.argv(out, tasks=["ner"]), "--data", str(data))
-        said, error = process.communicate(timeout=300)
-        assert process.returncode != 0 and time.time() - began < 120
-        assert error.count(f"reproduce.py: {path}, line 2: 'bad line'") == 1
-        assert not out.exists()
-        path.write_bytes(good)
-
-
-@pytest.mark.slow
-def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues(server, undisturbed, tmp_path):
-    settings, out = dict(tasks=TASKS), tmp_path / "out"
-    for bytes_ in (500, 3000, 9000):
-        process = torchrun(*server.argv(out, **settings))
-        while progress(out) < bytes_ and process.poll() is None:
+def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues(server, out):
+    for size in (500, 3000, 9000):
+        process = torchrun(*server.argv(out, tasks=TASKS))
+        while progress(out) < size and process.poll() is None:
             time.sleep(0.002)
-        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        os.kill(random.Random(bytes_).choice(ranks), signal.SIGKILL)
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(random.Random(size).choice(ranks)), signal.SIGKILL)
         process.communicate(timeout=300)
         assert process.returncode != 0
-    process = torchrun(*server.argv(out, **settings))
-    assert process.communicate(timeout=600) and process.returncode == 0
-    same(out, undisturbed(**settings))
+    assert torchrun(*server.argv(out, tasks=TASKS)).wait(600) == 0
+    same(out, server.undisturbed(tasks=TASKS), drawn=True)
