@@ -122,7 +122,7 @@ def completed(args, p):
     if args.demo == "languages":
         args.encoder, args.tgt, args.task = [f"{args.out}/tiny-bert"], ["B"], args.task or PAPER["task"]
     if args.demo == "ingredients":
-        args.encoder, args.tgt, args.text = ["scratch"], args.tgt or INGREDIENTS, ["the demo's own"]
+        args.encoder, args.tgt = ["scratch"], args.tgt or INGREDIENTS
         args.task, args.seeds = args.task or ["pos", "ner"], args.seeds or [1]
         args.align, args.lines_only = [0.0, 5.0], True
     for name, value in PAPER.items():
@@ -134,7 +134,7 @@ def completed(args, p):
     for name in ("task", "src", "tgt"):
         if not getattr(args, name):
             p.error(f"--{name} is missing: name one or more, or use --demo or --paper")
-    if any(name in SCRATCH for name in args.encoder) != bool(args.text):
+    if not args.demo and any(name in SCRATCH for name in args.encoder) != bool(args.text):
         p.error("--encoder scratch and --text FILE go together")
     for name in [*args.src, *args.tgt]:
         try:
@@ -248,6 +248,7 @@ def plan(args):
     pairs = list(dict.fromkeys(
         Pair(task, encoder, src, tgt, seed) for task in args.task for src in args.src for tgt in args.tgt
         if src != tgt for encoder in encoders(args, src, tgt) for seed in args.seeds))
+    pairs.sort(key=lambda pair: (args.task.index(pair.task), pair.encoder))   # each is loaded once
     models = [model for pair in pairs for model in pair.models()]
     if args.demo == "languages" and "pos" in args.task:   # the control: no pretraining, source only
         models += [Finetuned("pos", demo.control(args.out), ("A",), seed) for seed in args.seeds]
@@ -329,33 +330,37 @@ class Run:
         """The data.Source of a language's file; a derived language has the files of its base."""
         return TASKS[task].source(self.args.data, derive.parse(lang)[0], split)
 
+    def orders(self, lang):
+        """The Sources of the treebanks from which a derived language has its order."""
+        steps = [step.split("-", 1) for step in derive.parse(lang)[1]]
+        return [data.ud_file(self.args.data, other[0], "train") for kind, *other in steps if kind == "syntax"]
+
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
         """A corpus file as an Encoded set on the device."""
         t, (base, steps), encoder = TASKS[task], derive.parse(lang), heads.load_encoder(encoder)
-        read, path = self.reader(task, steps), self.source(task, lang, split).path
+        read, path = self.reader(task, lang), self.source(task, lang, split).path
         encoded = data.load(path, base, split, read, t.encode, encoder.tokenizer, self.args.limit)
         if steps:
             rows = encoder.model.config.vocab_size
             encoded = derive.derive(encoded, steps, encoder.tokenizer, rows, t.labels)
         return encoded.to(self.device)
 
-    def reader(self, task, steps):
-        """The task's reader, for sentences in the order of another language where the steps say so."""
-        orders = [step.removeprefix("syntax-") for step in steps if step.startswith("syntax-")]
-        if orders and TASKS[task].source is not data.ud_file:
-            raise KitError(f"--task {task}: its files have no trees, from which syntax-{orders[0]} is "
-                           "derived; it is there for tasks with a treebank.")
+    def reader(self, task, lang):
+        """The task's reader, for sentences in the order of another language where the name says so."""
         read = TASKS[task].read
-        for other in orders:
-            read = derive.reader(read, derive.preference(data.ud_file(self.args.data, other, "train").path))
+        for source in self.orders(lang):
+            if TASKS[task].source is not data.ud_file:
+                raise KitError(f"--task {task}: its files have no trees, from which {lang} is derived; "
+                               "syntax is there for tasks with a treebank.")
+            read = derive.reader(read, derive.preference(source.path))
         return read
 
     @lru_cache(maxsize=None)
     def digests(self, task, lang):
-        """SHA-256 of a language's train and dev file."""
-        paths = [self.source(task, lang, split).path for split in ("train", "dev")]
-        return [data.sha256(path.read_bytes()) for path in paths]
+        """SHA-256 of a language's train and dev file, and of the treebank that its order is from."""
+        sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
+        return [data.sha256(source.path.read_bytes()) for source in sources]
 
     def model(self, unit):
         """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1)."""
@@ -617,10 +622,8 @@ def check_data(run, models):
         for lang in unit.langs:
             for split in ("dev",) if unit.path(run.args.out).exists() else ("train", "dev"):
                 files[unit.task, unit.encoder, lang, split] = run.source(unit.task, lang, split)
-    orders = {step.removeprefix("syntax-") for *_, lang, _ in files for step in derive.parse(lang)[1]}
-    trees = [data.ud_file(run.args.data, other, "train") for other in orders & data.TREEBANKS.keys()]
     if run.ranks.rank == 0:
-        data.fetch([*files.values(), *trees])
+        data.fetch([*files.values(), *(source for _, _, lang, _ in files for source in run.orders(lang))])
     run.ranks.barrier()
     for task, encoder, lang, split in run.ranks.take(list(files)):
         examples = run.examples(task, encoder, lang, split)

@@ -135,8 +135,8 @@ class Kit:
 
     def argv(self, out, tasks=("pos",), seeds=(1,), epochs=2, batch_size=8, flags=()):
         """The arguments of a run; flags, if any, instead of those for encoder, corpus and languages."""
-        sizes = "--epochs", epochs, "--batch-size", batch_size, "--lr", 1e-3, "--device", "cpu"
-        chosen = *(flags or self.flags), "--task", *tasks, "--seeds", *seeds, *sizes, "--lines-only", "--out", out
+        sizes = "--seeds", *seeds, "--epochs", epochs, "--batch-size", batch_size, "--lr", 1e-3, "--lines-only"
+        chosen = *(flags or self.flags), "--task", *tasks, *sizes, "--device", "cpu", "--out", out
         return [*map(str, chosen)]
 
     def start(self, out, tasks=("pos",), seeds=(1,), epochs=2, batch_size=8, flags=(), **options):
