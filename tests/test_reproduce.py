@@ -398,7 +398,9 @@ def test_a_task_is_one_entry_in_one_table(encoder, corpus, tmp_path, monkeypatch
     args = ["--task", "nouns", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus),
             "--seeds", "1", "2", "--epochs", "1", "--lr", "1e-2", "--lines-only", "--out", f"{tmp_path}/out"]
     assert r.answer(r.parse_arguments(args)) == 0
-    assert "nouns | accuracy" in (tmp_path / "out/report.md").read_text()
+    header, *points = lines(tmp_path / "out/grids/nouns/encoder/en-de/seed2.jsonl")
+    assert header["task"] == "nouns" and len(points) == 65
+    assert "nouns" in (tmp_path / "out/report.md").read_text()
     assert r.answer(r.parse_arguments([*args, "--dry-run"])) == 0
     assert r.settings(r.parse_arguments(["--demo", "--task", "nouns"]), "nouns")["epochs"] == 5
 

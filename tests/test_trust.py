@@ -64,7 +64,7 @@ def change(moment=0, place="", disk=0, pause=0, figures=0):
 
     reproduce.Run.score = slow_score
     if disk:   # longer files fail, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     if moment:
         kill_at(moment, place)
 
@@ -173,7 +173,7 @@ class Kit:
 
 @pytest.fixture(scope="module")
 def kit(encoder, corpus, tmp_path_factory):
-    FORK.set_forkserver_preload(["test_trust"])
+    FORK.set_forkserver_preload([__name__])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{KIT}{os.pathsep}{KIT}/tests")
         forkserver.ensure_running()
@@ -204,8 +204,7 @@ def progress(out):
     return sum(path.stat().st_size for path in out.rglob("*.jsonl"))
 
 
-def begun(out):
-    """The states that trainings have saved."""
+def states(out):
     return list(out.rglob("state.safetensors"))
 
 
@@ -231,8 +230,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(
         said.append(run.said)
         assert len(said) < 200
     assert len(said) >= 3 and "continued after step" in "".join([*said, run.said])
-    said = kit.again(out, **settings).said   # once more: nothing is left to do
-    assert not re.search(r" steps, \d+ s$|: \d+ points, \d+ s$", said, re.MULTILINE)
+    assert not re.search(r"(?m) steps, \d+ s$|: \d+ points, \d+ s$", kit.again(out, **settings).said)
 
 
 @pytest.mark.parametrize("flags, places", [
@@ -262,7 +260,7 @@ def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_fo
     home.mkdir()
     env = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"), str(home))
     before, run = [files(corpus), files(encoder)], kit.start(out)
-    run.until(lambda: begun(out))
+    run.until(lambda: states(out))
     assert run.kill() == KILLED and files(out) != kit.undisturbed()
     done = command(*kit.argv("out"), cwd=here, env=env | {"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
@@ -275,9 +273,9 @@ def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_fo
 
 def test_torn_lines_and_files_left_behind_do_no_harm(kit, out):
     run, left = kit.start(out), ["state.safetensors", ".state.safetensors.tmp", ".tmpX1y2z3"]
-    run.until(lambda: begun(out))
+    run.until(lambda: states(out))
     assert run.kill() == KILLED
-    folder = begun(out)[0].parent
+    folder = states(out)[0].parent
     with open(folder / "train.jsonl", "ab") as f:
         f.write(b'{"step": 9, "lr": 0.0')
     for name in left[1:]:
@@ -293,7 +291,7 @@ def test_torn_lines_and_files_left_behind_do_no_harm(kit, out):
 
 
 def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(kit, out):
-    for condition in (lambda: begun(out), lambda: list(out.glob("grids/**/*.jsonl"))):
+    for condition in (lambda: states(out), lambda: list(out.glob("grids/**/*.jsonl"))):
         run = kit.start(out, pause=0.02)
         run.until(condition)
         assert run.kill(signal.SIGINT) == 130 and run.error.strip().count("\n") == 0
