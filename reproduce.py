@@ -675,6 +675,8 @@ def on_every_core(args, cores):
         torch.multiprocessing.start_processes(one_rank, (args,), cores, start_method="fork")
     except torch.multiprocessing.ProcessExitedException as e:
         return e.exit_code
+    except KeyboardInterrupt:   # which rank 0 answers
+        return 130
     return 0
 
 
