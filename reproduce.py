@@ -15,6 +15,7 @@ The same command again continues where the last one stopped, whatever stopped it
 """
 
 import argparse
+import os
 import signal
 import sys
 from typing import NamedTuple
@@ -176,11 +177,11 @@ def at_least(low, kind=int):
 if __name__ == "__main__":   # --help and a wrong flag are answered before the imports that take seconds
     ARGS = parse_arguments()
     signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C just ends them; afterwards answer() takes over
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")   # a process that has ended is told in a sentence
     print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
 import json
 import math
-import os
 import shlex
 import socket
 import time

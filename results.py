@@ -68,8 +68,9 @@ class Ranks:
 
     def wait(self, key):
         """The value of a key once some process has set it; rank 0 prints what the others say meanwhile."""
-        while self.rank == 0 and not self.ask("check", [key]):
-            self.say()
+        while not self.ask("check", [key]):   # asked again and again, so that Ctrl-C is heard
+            if self.rank == 0:
+                self.say()
             time.sleep(0.05)
         return self.ask("get", key).decode()
 

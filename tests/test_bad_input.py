@@ -8,12 +8,11 @@ import shutil
 import socket
 import urllib.error
 import urllib.request
+from unittest.mock import Mock
 
 import pytest
 import transformers
-from conftest import reproduce as command
 from conftest import write_encoder
-from safetensors.torch import load_file, save_file
 from test_files import corrupt
 
 import heads
@@ -23,23 +22,11 @@ import reproduce
 TREES = "ud/UD_English-EWT/en_ewt-ud-train.conllu"
 FILE = {"pos": TREES, "parsing": TREES, "ner": "panx/en/train",
         "xnli": "xnli/XNLI-MT-1.0/multinli/multinli.train.en.tsv"}
-TINY = dict(src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=1e-3, device="cpu")
-
-
-def run(*flags, **options):
-    """The exit code of a tiny run in this process, without figures."""
-    for name, value in (TINY | options).items():
-        flags = (f"--{name.replace('_', '-')}", str(value), *flags)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, "draw_figure", lambda *_: None)
-        try:
-            return reproduce.answer(reproduce.parse_arguments(["--lines-only", *flags]))
-        except SystemExit as stop:   # argparse
-            return stop.code
+TINY = dict(task="pos", src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=1e-3, device="cpu")
 
 
 class Kit:
-    """A tiny run: its folders, and what it said."""
+    """A tiny run in this process: its folders, and what it said."""
 
     def __init__(self, encoder, corpus, folder, capsys):
         self.encoder, self.folder, self.capsys = encoder, folder, capsys
@@ -47,47 +34,60 @@ class Kit:
 
     def run(self, *flags, **options):
         """The exit code; what was printed is in said (stdout) and error (stderr)."""
-        code = run(*flags, **dict(encoder=self.encoder, data=self.data, out=self.out, task="pos") | options)
+        options = TINY | dict(encoder=self.encoder, data=self.data, out=self.out) | options
+        for name, value in options.items():
+            flags = f"--{name.replace('_', '-')}", str(value), *flags
+        try:
+            code = reproduce.answer(reproduce.parse_arguments(["--lines-only", *flags]))
+        except SystemExit as stop:   # argparse
+            code = stop.code
         self.said, self.error = self.capsys.readouterr()
         assert "Traceback" not in self.error
         return code
 
     def refuses(self, words, *flags, **options):
         """The run ends with code 2 and a sentence that holds all words (between |); OUT stays as it is."""
-        before = files(self.out)
+        before = self.out.exists(), files(self.out)
         assert self.run(*flags, **options) == 2
         assert self.error.startswith("reproduce.py: ") and self.error.count("\n") == 1, self.error
         for word in words.split("|"):
             assert word in self.error, f"{word!r} is not in {self.error!r}"
-        assert files(self.out) == before
-
-    def edit(self, name, change):
-        path = self.data / name
-        path.write_bytes(change(path.read_bytes()))
-        return path
+        assert (self.out.exists(), files(self.out)) == before
 
 
 def files(folder):
-    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    """{path: content} of all files but empty ones."""
+    found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: content for path, content in found.items() if content}
+
+
+def edit(path, change):
+    """Change the bytes of a file; None: it is gone."""
+    content = change(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+
+
+def put(**settings):
+    """A change of a JSON file."""
+    return lambda content: json.dumps(json.loads(content) | settings).encode()
+
+
+def half(content):
+    return content[:len(content) // 2]
 
 
 @pytest.fixture
-def kit(encoder, corpus, tmp_path, capsys):
+def kit(encoder, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plot, "draw_figure", lambda *_: None)   # figures are slow, and others test them
     return Kit(encoder, corpus, tmp_path, capsys)
 
 
-@pytest.fixture(scope="session")
-def finished(encoder, corpus, tmp_path_factory):
-    """OUT of a finished tiny run."""
-    out = tmp_path_factory.mktemp("done") / "out"
-    assert run(task="pos", encoder=encoder, data=corpus, out=out) == 0
-    return out
-
-
 @pytest.fixture
-def again(kit, finished):
-    """A kit whose OUT is a copy of a finished run, and the paths of a model and of the grid."""
-    shutil.copytree(finished, kit.out)
+def again(kit):
+    """A kit whose OUT holds a finished run, and the paths of a model and of the grid."""
+    assert kit.run() == 0
     kit.model = next(kit.out.glob("models/pos/*/en/seed1/model.safetensors"))
     kit.grid = next(kit.out.glob("grids/pos/*/en-de/seed1.jsonl"))
     return kit
@@ -120,15 +120,6 @@ def test_a_missing_flag_is_named(capsys, flags, said):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("encoder, limit, words", [("mbert", 0, ["--limit", "'0'"]),
-                                                   ("no/such", 1, ["'no/such'"])])
-def test_the_command_itself_answers_with_a_sentence_and_code_2(encoder, limit, words, corpus, tmp_path):
-    done = command("--task", "pos", "--src", "en", "--tgt", "de", "--limit", limit, "--encoder", encoder,
-                   "--device", "cpu", "--data", corpus, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
-    assert all(word in done.stderr.strip().split("\n")[-1] for word in words)
-
-
 # ---- data files: test_files.py has the mistakes themselves ------------------------------------------------
 
 @pytest.mark.parametrize("task, change, words", [
@@ -137,16 +128,14 @@ def test_the_command_itself_answers_with_a_sentence_and_code_2(encoder, limit, w
     ("ner", lambda c: c.replace(b"\tO\n", b"\tB-MISC\n", 1), "tag 'B-MISC'"),
     ("xnli", lambda c: c.replace(b"\tneutral", b"\tmaybe", 1), "label 'maybe'")])
 def test_a_mistake_in_a_data_file_ends_the_command_before_anything_is_written(kit, task, change, words):
-    kit.refuses(f"{kit.edit(FILE[task], change)}|{words}", task=task)
+    edit(kit.data / FILE[task], change)
+    kit.refuses(f"{kit.data / FILE[task]}|{words}", task=task)
     assert re.search(r"[Cc]orrect|[Dd]elete", kit.error), kit.error
 
 
 def test_files_that_are_missing_are_all_named_before_anything_is_written(kit, monkeypatch):
-    def no_network(*_, **__):
-        raise urllib.error.URLError("Temporary failure in name resolution")
-
     shutil.rmtree(kit.data)
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=urllib.error.URLError("no network")))
     kit.refuses(f"https://|en_ewt-ud-train.conllu|de_gsd-ud-dev.conllu|{kit.data}|--demo")
 
 
@@ -173,35 +162,23 @@ def spoilt(encoder, tmp_path):
     return shutil.copytree(encoder, tmp_path / "encoder")
 
 
-def rewrite(path, **settings):
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-def half(content):
-    return content[:len(content) // 2]
-
-
-CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocab.txt"
-TOKENIZER = "tokenizer_config.json"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
 
 
 @pytest.mark.parametrize("name, change, words", [
-    (CONFIG, None, CONFIG), (WEIGHTS, None, "safetensors"), (TOKENIZER, None, "tokenizer"),
-    (VOCABULARY, None, "vocab"), (WEIGHTS, half, ""), (WEIGHTS, lambda _: b"", ""), (CONFIG, half, ""),
-    (WEIGHTS, lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", ""),
-    (CONFIG, lambda _: b"{}", ""), (CONFIG, dict(model_type="no-such-model"), ""),
-    (CONFIG, dict(model_type="distilbert"), ""), (CONFIG, dict(hidden_size=32), ""),
-    (CONFIG, dict(num_hidden_layers=2), ""), (CONFIG, dict(vocab_size=7), ""), (TOKENIZER, half, ""),
-    (VOCABULARY, lambda _: b"\xff\xfe\xff", ""), (VOCABULARY, lambda c: c + b"more\nwords\n", ""),
-    (VOCABULARY, lambda _: b"a\nb\n", ""), *((TOKENIZER, dict(tokenizer_class=f"{kind}Tokenizer"), "tokenizer")
-                                             for kind in ("Canine", "ByT5", "NoSuch", "GPT2"))])
+    (CONFIG, lambda _: None, "config.json"), (WEIGHTS, lambda _: None, "safetensors"),
+    (TOKENIZER, lambda _: None, "tokenizer"), ("vocab.txt", lambda _: None, "vocab"),
+    (CONFIG, half, ""), (CONFIG, lambda _: b"{}", ""), (CONFIG, put(model_type="no-such-model"), ""),
+    (CONFIG, put(model_type="distilbert"), ""), (CONFIG, put(hidden_size=32), ""),
+    (CONFIG, put(num_hidden_layers=2), ""), (CONFIG, put(vocab_size=7), ""), (WEIGHTS, half, ""),
+    (WEIGHTS, lambda _: b"", ""), (WEIGHTS, lambda _: b"version https://git-lfs.github.com/spec/v1\n", ""),
+    ("vocab.txt", lambda _: b"\xff\xfe\xff", ""), ("vocab.txt", lambda c: c + b"more\nwords\n", ""),
+    ("vocab.txt", lambda _: b"a\nb\n", ""), (TOKENIZER, lambda _: b"{", ""),
+    (TOKENIZER, put(tokenizer_class="CanineTokenizer"), ""), (TOKENIZER, put(tokenizer_class="Ours"), ""),
+    (TOKENIZER, put(tokenizer_class="ByT5Tokenizer"), ""),
+    (TOKENIZER, put(tokenizer_class="GPT2Tokenizer"), "tokenizer")])
 def test_an_encoder_folder_that_is_spoilt(kit, spoilt, name, change, words):
-    if change is None:
-        (spoilt / name).unlink()
-    elif isinstance(change, dict):
-        rewrite(spoilt / name, **change)
-    else:
-        (spoilt / name).write_bytes(change((spoilt / name).read_bytes()))
+    edit(spoilt / name, change)
     kit.refuses(words or str(spoilt), encoder=spoilt)
 
 
@@ -217,16 +194,16 @@ SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_atte
 @pytest.mark.parametrize("kind, settings, words", [
     ("DistilBert", dict(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=32), ""),
     ("Roberta", dict(vocab_size=30, max_position_embeddings=130, **SMALL), ""),
-    ("T5", dict(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2), "last_hidden_state"),
+    ("T5", dict(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2), "last_hidden"),
     ("CLIP", dict(text_config=dict(vocab_size=30, **SMALL),
-                  vision_config=dict(image_size=32, patch_size=16, **SMALL)), "last_hidden_state"),
-    ("ViT", dict(image_size=32, **SMALL), "last_hidden_state"),
+                  vision_config=dict(image_size=32, patch_size=16, **SMALL)), "last_hidden"),
+    ("ViT", dict(image_size=32, **SMALL), "last_hidden"),
     ("Canine", dict(num_hash_buckets=64, max_position_embeddings=512, **SMALL), "CanineTokenizer")])
 def test_other_architectures_are_used_if_they_can_be(kit, spoilt, kind, settings, words):
     config, model = (getattr(transformers, kind + part) for part in ("Config", "Model"))
     model(config(**settings)).save_pretrained(spoilt)
-    if kind == "Canine":   # it has no fast backend
-        rewrite(spoilt / TOKENIZER, tokenizer_class="CanineTokenizer")
+    if kind == "Canine":   # its tokenizer has no fast backend
+        edit(spoilt / TOKENIZER, put(tokenizer_class="CanineTokenizer"))
     if words:
         kit.refuses(f"{spoilt}|{words}", encoder=spoilt)
     else:
@@ -246,10 +223,11 @@ def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
 
 
 def test_no_code_of_an_encoder_folder_is_run(kit, spoilt):
-    ran, classes = kit.folder / "ran", dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "evil.Evil")
+    classes = dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "evil.Evil")
+    ran = kit.folder / "ran"
     (spoilt / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
     for kind in ("bert", "evil"):
-        rewrite(spoilt / CONFIG, auto_map=classes, model_type=kind)
+        edit(spoilt / CONFIG, put(auto_map=classes, model_type=kind))
         assert kit.run(encoder=spoilt, out=kit.folder / kind) in (0, 2)
         heads.load_encoder.cache_clear()
     assert not ran.exists() and kit.run(encoder=spoilt) == 2
@@ -287,22 +265,20 @@ def test_results_made_with_other_settings_are_refused_by_name(again, options, wo
 
 
 def test_results_of_another_version_encoder_or_corpus_are_refused(again, tmp_path):
-    other, (header, rest) = tmp_path / "other" / "encoder", again.grid.read_text().split("\n", 1)
-    again.refuses("encoder_digest|--out", encoder=write_encoder(other, hidden_size=32))
-    again.grid.write_text(json.dumps(json.loads(header) | {"format": 3}) + "\n" + rest)
+    other = write_encoder(tmp_path / "other" / "encoder", hidden_size=32)
+    again.refuses("encoder_digest|--out", encoder=other)
+    edit(again.grid, lambda content: content.replace(b'"format": 2', b'"format": 3'))
     again.refuses(f"{again.grid}|format 3|asks for 2")
-    meta, tensors = reproduce.results.load_tensors(again.model)
-    meta["config"]["format"] = 0
-    save_file(tensors, again.model, {"about": json.dumps(meta)})
+    edit(again.model, lambda content: content.replace(rb'\"format\": 2', rb'\"format\": 0'))
     again.refuses(f"{again.model}|format 0|asks for 2")
-    again.edit(FILE["pos"], lambda content: content + content)
+    edit(again.data / FILE["pos"], lambda content: content + content)
     again.refuses("data|--out")
 
 
 @pytest.mark.parametrize("spoil", [half, lambda _: b"", lambda c: c[:4], lambda c: b"x" * len(c),
                                    lambda c: c.replace(b'"about"', b'"aboot"')])
 def test_a_torn_model_file(again, spoil):
-    again.model.write_bytes(spoil(again.model.read_bytes()))
+    edit(again.model, spoil)
     again.refuses(f"{again.model}|Delete")
     again.model.unlink()
     before = again.grid.read_bytes()
@@ -310,9 +286,7 @@ def test_a_torn_model_file(again, spoil):
 
 
 def test_a_model_file_with_a_flipped_bit_is_not_interpolated(again):
-    content = bytearray(again.model.read_bytes())
-    content[-50] ^= 4
-    again.model.write_bytes(content)
+    edit(again.model, lambda content: content[:-50] + bytes([content[-50] ^ 4]) + content[-49:])
     again.grid.unlink()
     again.refuses(f"{again.model}|delete")
 
@@ -346,6 +320,5 @@ def test_corrupted_result_files_end_in_a_sentence_or_a_result(again, seeds):
         codes.append(again.run())
         assert codes[-1] in (0, 2), seed
         for path, content in good.items():
-            if content is not False:
-                path.write_bytes(content)
+            path.write_bytes(content)
     assert set(codes) == {0, 2}
