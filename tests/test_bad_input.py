@@ -23,6 +23,8 @@ TREES = "ud/UD_English-EWT/en_ewt-ud-train.conllu"
 FILE = {"pos": TREES, "parsing": TREES, "ner": "panx/en/train",
         "xnli": "xnli/XNLI-MT-1.0/multinli/multinli.train.en.tsv"}
 TINY = dict(task="pos", src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=1e-3, device="cpu")
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
+SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
 
 class Kit:
@@ -162,9 +164,6 @@ def spoilt(encoder, tmp_path):
     return shutil.copytree(encoder, tmp_path / "encoder")
 
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
-
-
 @pytest.mark.parametrize("name, change, words", [
     (CONFIG, lambda _: None, "config.json"), (WEIGHTS, lambda _: None, "safetensors"),
     (TOKENIZER, lambda _: None, "tokenizer"), ("vocab.txt", lambda _: None, "vocab"),
@@ -186,9 +185,6 @@ def test_an_encoder_folder_that_is_spoilt(kit, spoilt, name, change, words):
 def test_an_encoder_that_is_not_here_while_offline(kit, name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     kit.refuses(f"{name!r}|mbert|local folder", encoder=name)
-
-
-SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
 
 @pytest.mark.parametrize("kind, settings, words", [

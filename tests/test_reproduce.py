@@ -21,12 +21,17 @@ TASKS = ["xnli", "ner", "pos", "parsing"]
 
 
 @pytest.fixture
-def make(encoder, corpus, tmp_path):
+def line(encoder, corpus, tmp_path):
+    """line(*more): the arguments of a tiny run; of a flag given twice the last one counts."""
+    where = f"--encoder {encoder} --data {corpus} --out {tmp_path}/out --device cpu"
+    what = "--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2"
+    return lambda *more: [*where.split(), *what.split(), *more]
+
+
+@pytest.fixture
+def make(line):
     def run(*more, task="pos"):
-        return r.Run(r.parse_arguments(
-            ["--task", task, "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus),
-             "--seeds", "1", "--epochs", "1", "--batch-size", "8", "--lr", "1e-2", "--device", "cpu",
-             "--lines-only", "--out", str(tmp_path / "out"), *more]))
+        return r.Run(r.parse_arguments(line("--lines-only", "--task", task, *more)))
     return run
 
 
@@ -82,21 +87,20 @@ def test_a_training_is_plain_pytorch(make):
     unit = pair_of(run).models()[1]
     r.finetune(run, unit)
     model, examples = run.model(unit).train(), run.examples("pos", unit.encoder, "en", "train")
-    adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
-    total = len(r.batch_order((("en", len(examples)),), 8, 1, 0))
-    for step, (_, windows) in enumerate(r.batch_order((("en", len(examples)),), 8, 1, 0)):
+    adam, order = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99)), (("en", len(examples)),)
+    log, passed = lines(unit.path(run.args.out).with_name("train.jsonl")), {}
+    assert [scored["step"] for scored in log] == [2, 3, 4, 5]
+    for step, (_, windows) in enumerate(r.batch_order(order, 8, 1, 0)):
         if step in (0, 2, 3, 4):   # dev was scored before: the dropout masks are drawn anew
             torch.manual_seed(1_000_003 + step)
-        adam.param_groups[0]["lr"] = 1e-2 * train.warmup_decay(step, total)
+        adam.param_groups[0]["lr"] = 1e-2 * train.warmup_decay(step, 5)
         model.loss(examples.batch(windows)).backward()
         adam.step()
         adam.zero_grad()
-    log = lines(unit.path(run.args.out).with_name("train.jsonl"))
-    assert [line["step"] for line in log] == [2, 3, 4, 5]
-    best = max(log, key=lambda line: line["mean"])
-    if best["step"] == total:
-        for name, p in model.named_parameters():   # a key's bias has no gradient but rounding
-            assert "key.bias" in name or torch.allclose(run.trained(unit)[name], p, atol=1e-5), name
+        passed[step + 1] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    best = passed[max(log, key=lambda scored: scored["mean"])["step"]]
+    for name, p in run.trained(unit).items():   # a key's bias has no gradient but rounding
+        assert "key.bias" in name or torch.allclose(best[name], p, atol=1e-5), name
     dev = run.examples("pos", unit.encoder, "en", "dev")
     assert run.score(model.eval(), "pos", dev) == log[-1]["score"]["en"]
 
@@ -121,7 +125,7 @@ def test_training_learns_and_logs_each_dev_scoring(make):
     assert set(log[0]) == {"step", "lr", "loss", "score", "mean"}
     assert set(log[0]["score"]["en"]) == {"LAS", "UAS"}
     about, tensors = results.load_tensors(path)
-    best = max(log, key=lambda line: line["mean"])     # the first of the best
+    best = max(log, key=lambda scored: scored["mean"])     # the first of the best
     assert (about["best_step"], about["mean"]) == (best["step"], best["score"]["en"]["LAS"])
     assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "train.jsonl"}
     assert {name.split(".")[0] for name in tensors} == {"encoder", "head"}
@@ -178,47 +182,38 @@ def test_the_grid_has_465_distinct_points_and_the_lines_are_its_axes():
         assert (round(1 - a, 3), 0) in on_lines and (0, round(1 - a, 3)) in on_lines
 
 
-def shape(kind):
-    """(model, batch) of an architecture: something to call, with parameters, buffers and ties."""
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                 vocab_size=30, max_position_embeddings=40)
-    ids = torch.randint(2, 30, (3, 7))
-    if kind == "bert":
-        model = transformers.BertForMaskedLM(transformers.BertConfig(**small))
-    elif kind == "xlmr":
-        model = transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**small))
-    else:
-        model = transformers.T5ForConditionalGeneration(transformers.T5Config(
-            vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, tie_word_embeddings=True))
-    return Called(model, kind == "t5"), ids
-
-
 class Called(torch.nn.Module):
-    def __init__(self, model, seq2seq):
+    """An architecture as something to call, with parameters, a buffer and ties."""
+
+    def __init__(self, kind, settings):
         super().__init__()
-        self.model, self.seq2seq, self.size = model, seq2seq, 1
+        config = getattr(transformers, f"{kind.partition('For')[0]}Config")(vocab_size=30, **settings)
+        self.model, self.size = getattr(transformers, kind)(config), 1
         self.register_buffer("offset", torch.tensor(7.0))
 
     def forward(self, ids):
-        more = {"decoder_input_ids": ids} if self.seq2seq else {}
+        more = {"decoder_input_ids": ids} if self.model.config.is_encoder_decoder else {}
         return self.model(input_ids=ids, **more).logits + self.offset
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlmr", "t5"])
-def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind):
+SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+
+
+@pytest.mark.parametrize("kind, settings", [
+    ("BertForMaskedLM", SMALL), ("XLMRobertaForMaskedLM", SMALL),
+    ("T5ForConditionalGeneration", dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))])
+def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind, settings):
     torch.manual_seed(0)
-    model, ids = shape(kind)
-    model.eval()
+    model, other, ids = Called(kind, settings).eval(), Called(kind, settings).eval(), torch.randint(2, 30, (3, 7))
     both, src, tgt = ({name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()}
                       for _ in range(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plane, (other, _) = r.Plane(model, both, src, tgt), shape(kind)
+    plane = r.Plane(model, both, src, tgt)
     assert len(model.state_dict()) > len(both)        # a buffer and a tied parameter
     for a1, a2 in ((0, 0), (1, 0), (0, 1), (0.3, -0.5), (1.5, 0.7)):
         plane.move(a1, a2)
         wanted = {name: p + a1 * (src[name] - p) + a2 * (tgt[name] - p) for name, p in both.items()}
         other.load_state_dict(wanted, strict=False)
-        other.eval()
         assert torch.allclose(plane(ids), other(ids), atol=1e-4)
         corner = {(0, 0): both, (1, 0): src, (0, 1): tgt}.get((a1, a2))
         assert corner is None or all(torch.equal(plane.views[name], corner[name]) for name in both)
@@ -270,7 +265,7 @@ def test_grid_scores_at_the_corners_are_the_models_own(make, task):
     header, points = whole(run)
     for corner, unit in zip(((0, 0), (1, 0), (0, 1)), pair_of(run).models()):
         log = lines(unit.path(run.args.out).with_name("train.jsonl"))
-        best = max(log, key=lambda line: line["mean"])["score"]
+        best = max(log, key=lambda scored: scored["mean"])["score"]
         for lang, score in best.items():
             assert points[corner]["src" if lang == "en" else "tgt"] == score
     assert header["metrics"] == list(r.TASKS[task].metrics) and set(header["dev"]) == {"en", "de"}
@@ -321,12 +316,10 @@ def test_pairs_of_one_language_are_left_out_and_both_directions_share_a_bilingua
     assert sorted(m.langs for m in models) == [("ar",), ("ar", "en"), ("en",)]
 
 
-def test_two_encoders_of_one_name_are_refused_before_anything_is_trained(tmp_path):
-    for name in ("a", "b"):
-        write_encoder(tmp_path / name / "encoder")
+def test_two_encoders_of_one_name_are_refused_before_anything_is_trained(line, tmp_path):
+    folders = [str(write_encoder(tmp_path / name / "encoder")) for name in "ab"]
     with pytest.raises(results.KitError, match="a/encoder.*b/encoder|b/encoder.*a/encoder"):
-        plan("--task", "pos", "--src", "en", "--tgt", "de", "--encoder",
-             *(str(tmp_path / name / "encoder") for name in "ab"))
+        plan(*line("--encoder", *folders))
 
 
 def test_every_unit_is_taken_once_and_its_outcome_is_known_to_all():
@@ -362,27 +355,24 @@ def test_files_have_the_mode_of_the_umask_and_what_was_left_half_written_is_gone
 
 # ---- the command ------------------------------------------------------------------------------------------
 
-def test_the_command_line_end_to_end_reuse_and_refusal(encoder, corpus, tmp_path):
-    line = ["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus),
-            "--seeds", "1", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
-    first = command(*line, "--lines-only")
+def test_the_command_line_end_to_end_reuse_and_refusal(line, tmp_path):
+    first, out = command(*line("--lines-only")), tmp_path / "out"
     assert first.returncode == 0, first.stderr
-    out, name = tmp_path / "out", encoder.name
-    models = [f"models/pos/{name}/{langs}/seed1" for langs in ("en", "de", "de-en")]
-    for path in (*(f"{model}/{file}" for model in models for file in ("model.safetensors", "train.jsonl")),
-                 f"grids/pos/{name}/en-de/seed1.jsonl", "report.md"):
-        assert (out / path).is_file(), path
-    assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".pdf"}
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and "report" not in p.name}
-    again = command(*line, "--lines-only")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "report.md"}
+    made = sorted(str(p.relative_to(out)) for p in before if p.parent.name != "figures")
+    assert made == ["grids/pos/encoder/en-de/seed1.jsonl", *(
+        f"models/pos/encoder/{langs}/seed1/{name}" for langs in ("de", "de-en", "en")
+        for name in ("model.safetensors", "train.jsonl"))]
+    assert {p.suffix for p in (out / "figures").iterdir()} == {".png", ".pdf"} and (out / "report.md").exists()
+    again = command(*line("--lines-only"))
     assert again.stdout.count("already trained") == 3 and "65 of 65 points already in" in again.stdout
     assert before == {p: p.read_bytes() for p in before}
-    refused = command(*line, "--lines-only", "--batch-size", "16")
-    assert refused.returncode == 2 and "was made with batch_size 32, this run asks for 16" in refused.stderr
-    whole = command(*line)
+    refused = command(*line("--batch-size", "16"))
+    assert refused.returncode == 2 and "was made with batch_size 8, this run asks for 16" in refused.stderr
+    whole = command(*line())
     assert whole.returncode == 0 and "65 of 465 points already in" in whole.stdout
-    assert len((out / f"grids/pos/{name}/en-de/seed1.jsonl").read_text().splitlines()) == 466
-    dry = command(*line, "--dry-run")
+    assert len(lines(out / made[0])) == 466
+    dry = command(*line("--dry-run"))
     assert "3 of 3 distinct models done" in dry.stdout and "465 of 465 points done" in dry.stdout
     assert '"precision": "fp32"' in dry.stdout
 
@@ -392,11 +382,10 @@ def read_nouns(path, lang):
         yield words, [(int(data.UPOS[tag] == "NOUN"),) for tag, in tags]
 
 
-def test_a_task_is_one_entry_in_one_table(encoder, corpus, tmp_path, monkeypatch):
+def test_a_task_is_one_entry_in_one_table(line, tmp_path, monkeypatch):
     monkeypatch.setitem(r.TASKS, "nouns", r.Task(("accuracy",), data.ud_file, read_nouns, data.encode_words,
                                                  ("other", "noun"), "Linear"))
-    args = ["--task", "nouns", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus),
-            "--seeds", "1", "2", "--epochs", "1", "--lr", "1e-2", "--lines-only", "--out", f"{tmp_path}/out"]
+    args = line("--task", "nouns", "--seeds", "1", "2", "--lines-only")
     assert r.answer(r.parse_arguments(args)) == 0
     header, *points = lines(tmp_path / "out/grids/nouns/encoder/en-de/seed2.jsonl")
     assert header["task"] == "nouns" and len(points) == 65
@@ -405,7 +394,7 @@ def test_a_task_is_one_entry_in_one_table(encoder, corpus, tmp_path, monkeypatch
     assert r.settings(r.parse_arguments(["--demo", "--task", "nouns"]), "nouns")["epochs"] == 5
 
 
-def test_one_diverged_model_leaves_the_rest_and_is_named(encoder, corpus, tmp_path, monkeypatch, capsys):
+def test_one_diverged_model_leaves_the_rest_and_is_named(line, tmp_path, monkeypatch, capsys):
     loss, finetune, out = heads.Model.loss, r.finetune, tmp_path / "out"
 
     def diverging(run, unit):
@@ -414,30 +403,25 @@ def test_one_diverged_model_leaves_the_rest_and_is_named(encoder, corpus, tmp_pa
         finetune(run, unit)
 
     monkeypatch.setattr(r, "finetune", diverging)
-    args = ["--task", "pos", "--src", "en", "--tgt", "de", "--encoder", str(encoder), "--data", str(corpus),
-            "--epochs", "1", "--lr", "1e-2", "--out", str(out), "--lines-only", "--seeds"]
-    assert r.answer(r.parse_arguments([*args, "1"])) == 3      # not one pair is whole
-    assert r.answer(r.parse_arguments([*args, "1", "2"])) == 3
+    one, two = (r.parse_arguments(line("--lines-only", "--seeds", *seeds)) for seeds in ("1", "12"))
+    assert r.answer(one) == 3      # not one pair is whole
+    assert r.answer(two) == 3
     assert "loss became nan" in capsys.readouterr().out
     assert (out / "models/pos/encoder/en/seed1/model.safetensors").exists()
-    assert len((out / "grids/pos/encoder/en-de/seed2.jsonl").read_text().splitlines()) == 66
+    assert len(lines(out / "grids/pos/encoder/en-de/seed2.jsonl")) == 66
     failed = json.loads((out / "models/pos/encoder/de/seed1/failed.json").read_text())
     assert "before step" in failed["problem"] and failed["lr"] == 1e-2
     assert "pos encoder de seed 1: the loss became nan" in (out / "report.md").read_text()
     monkeypatch.setattr(r, "finetune", finetune)
     monkeypatch.setattr(heads.Model, "loss", loss)
-    assert r.answer(r.parse_arguments([*args, "1", "2"])) == 0   # the same command fills what is missing
+    assert r.answer(two) == 0   # the same command fills what is missing
     assert not list(out.rglob("*failed*")) and (out / "grids/pos/encoder/en-de/seed1.jsonl").exists()
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--src", "tlh", "--tgt", "de", "--task", "pos"], "'tlh' is no language"),
-    (["--src", "AR", "--tgt", "de", "--task", "pos"], "Write it in lower case"),
-    (["--src", "en", "--tgt", "de", "--task", "pos,ner"], "separate names by spaces"),
-    (["--src", "en", "--tgt", "de", "--task", "pos", "--seeds", "1,2"], "separate numbers by spaces")])
-def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports(flags, said):
-    done = command(*flags)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports():
+    done = command("--task", "pos", "--src", "en", "--tgt", "de", "--seeds", "1,2")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "separate numbers by spaces" in done.stderr
     slow = ("torch", "transformers", "matplotlib")
     code = f"import sys, data, derive; sys.exit(any(name in sys.modules for name in {slow}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=KIT).returncode == 0
