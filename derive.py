@@ -23,7 +23,6 @@ HEADS = {data.UPOS.index(tag) for tag in ("NOUN", "PROPN", "PRON", "VERB")}   # 
 MOST_DEPENDENTS = 6   # of a word, in a sentence that syntax changes
 SEEN = 10             # how often a treebank must show a relation before its side is believed (ours)
 
-
 def parse(lang):
     """(base, steps) of a name: "en.transliteration.inversion" is "en", ("transliteration", "inversion").
 
@@ -48,7 +47,6 @@ def parse(lang):
             raise KitError(f"{lang}: syntax works on words, so it comes before {' or '.join(ORDERS)}.")
         before.add(kind)
     return base, steps
-
 
 # ---- subword ids ------------------------------------------------------------------------------------------
 
@@ -84,7 +82,6 @@ class Rule:
             first = end + 1
         return self.shifted[ids][old], old
 
-
 def derive(encoded, steps, tokenizer, rows, labels):
     """A data.Encoded set in a derived language, neither of the two on a device yet; `reader` does the syntax.
 
@@ -106,7 +103,6 @@ def derive(encoded, steps, tokenizer, rows, labels):
     derived.counts, derived.lost = dict(encoded.counts), encoded.lost
     return derived
 
-
 def follow(gold, order):
     """Gold rows (N, K) in a new order, row n being the old row order[n]; heads of a tree (K = 3) renumbered.
 
@@ -114,7 +110,6 @@ def follow(gold, order):
     """
     gold, new = [gold[old] for old in order], {old: n for n, old in enumerate(order)} | {-1: -1}
     return [(new[row[0]], *row[1:]) for row in gold] if len(gold[0]) == 3 else gold
-
 
 def repair(gold, kind):
     """(BIO rows, last type) after one pass from left to right: B- where a type begins, I- where it goes on.
@@ -127,7 +122,6 @@ def repair(gold, kind):
         tags.append((2 * kind if kind in (0, before) else 2 * kind - 1,))
     return tags, kind
 
-
 # ---- syntax -----------------------------------------------------------------------------------------------
 
 def preference(path):
@@ -139,7 +133,6 @@ def preference(path):
                 seen[relation] += 1
                 right[relation] += i > head
     return {relation: right[relation] / n for relation, n in seen.items() if n >= SEEN}
-
 
 def linearise(rows, preference):
     """The places (N,) from which a sentence's words come in their new order; rows (upos, head, relation).
@@ -162,19 +155,16 @@ def linearise(rows, preference):
 
     return visit(dependents[-1][0])
 
-
 def movable(rows):
     """Whether syntax changes a sentence: it is projective, and no word has more than 6 dependents."""
     if max(Counter(head for _, head, _ in rows).values()) > MOST_DEPENDENTS:
         return False
     return linearise(rows, {}) == list(range(len(rows)))   # only a projective sentence stays the same
 
-
 def unmoved(path):
     """(sentences that syntax leaves as they are, all sentences) of a treebank file."""
     found = [movable(rows) for _, rows in data.read_conllu(path)]
     return found.count(False), len(found)
-
 
 def reader(read, preference):
     """A treebank reader, data.read_pos or data.read_trees, for sentences in the order of another language."""
@@ -186,7 +176,6 @@ def reader(read, preference):
                 gold = follow([root, *gold], [0, *(i + 1 for i in order)])[1:]   # heads count from 1
             yield words, gold
     return read_reordered
-
 
 # ---- what transfers ---------------------------------------------------------------------------------------
 
@@ -217,7 +206,6 @@ Verdicts as above, in the paper's tasks; a case is a task and a derived language
 p is the share of all orders with as high a Spearman coefficient: to be sure of the sign (p < .05) takes
 1 of 4, .9 of 5, .83 of 6, .71 of 7 languages; of 3, nothing is enough."""
 
-
 class Transfer:
     """From a language to one derived from it, in one task: scores of the latter's dev set, one a seed."""
 
@@ -239,16 +227,15 @@ class Transfer:
         self.lowest = plot.shape(runs, 1).get("lowest score", [np.nan])[0]   # of the source on Eq. 1
         self.angle = plot.mean([run.angle for run in runs if run.known])
 
-
 def transfers(grids):
     """The Transfers in grids, by task and name; runs that collapsed or lack a model are left out."""
     grids = [grid for grid in plot.sound(grids)
              if grid.tgt.startswith(grid.src + ".") and {plot.SRC, plot.TGT} <= grid.points.keys()]
-    controls = plot.group([grid for grid in grids if grid.header.get("original")], *plot.PAIR)
-    cases = plot.group([grid for grid in grids if not grid.header.get("original")], *plot.CASE)
+    alone = "scratch-original"
+    controls = plot.group([grid for grid in grids if grid.header.get("pretraining") == alone], *plot.PAIR)
+    cases = plot.group([grid for grid in grids if not grid.control], *plot.CASE)
     found = [Transfer(runs, controls.get((task, *pair), ())) for (task, _, *pair), runs in cases.items()]
     return sorted(found, key=lambda each: (each.task, each.name))
-
 
 def table(grids):
     """{task: rows {column: cell}} for plot.table, a row a derived language."""
@@ -264,11 +251,9 @@ def table(grids):
             "paper: P@1": paper.get("P@1", "-"), "paper: Delta": paper.get(each.task, "-")})
     return found
 
-
 def ranks(values):
     """Ranks (n,) from 1; equal values share the mean of theirs."""
     return np.array([np.less(values, each).sum() + (np.equal(values, each).sum() + 1) / 2 for each in values])
-
 
 def correlate(x, y):
     """(Spearman, p, Pearson) of x and y (n,); NaN where one of them does not vary or n is below 3.
@@ -282,17 +267,15 @@ def correlate(x, y):
     p = np.mean(b[np.array(orders)] @ a > b @ a - 1e-6)
     return np.corrcoef(a, b)[0, 1], p, np.corrcoef(x, y)[0, 1]
 
-
 def correlations(grids):
     """{task: (n, *correlate())} of alignment and Delta, over transliterated languages without --align."""
     aligned = plot.group([each for each in transfers(grids) if each.p1 and not each.align], "task")
     return {task: (len(of), *correlate([each.alignment for each in of], [each.delta for each in of]))
             for (task,), of in aligned.items()}
 
-
 def claims(grids):
     """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
-    found, shift, rows = transfers(grids), frozenset(["transliteration"]), []
+    found, shift = transfers(grids), frozenset(["transliteration"])
     found = [each for each in found if each.here and each.task in TASKS]
     plain = {(each.task, each.src, each.steps): each for each in found if not each.align}
     alone, order, both, risen = [], [], [], []   # of each case what is measured, a limit met being above 0
@@ -307,16 +290,9 @@ def claims(grids):
             risen.append([each.alignment - without.alignment, each.delta - without.delta])
     ranked = [[rank - .7 + 1e-6] for task, (n, rank, *_) in correlations(grids).items()
               if task in TASKS and n > 3 and np.isfinite(rank)]
-    for (claim, paper, measured), cases in zip(CLAIMS, (alone, order, both, ranked, risen), strict=True):
-        row = {"verdict": "not tested", "cases": "-", "measured": "-"}
-        if cases:
-            pooled, yes = np.mean(cases, 0), sum(min(case) > 0 for case in cases)
-            holds, most = min(pooled) > 0, 2 * yes > len(cases)
-            verdict = "agrees" if holds and most else "mixed" if holds or most else "differs"
-            row = dict(verdict=verdict, cases=f"{yes} of {len(cases)}", measured=measured.format(*pooled))
-        rows.append({"claim": claim, "paper": paper} | row)
-    return rows
-
+    found = zip(CLAIMS, (alone, order, both, ranked, risen), strict=True)
+    return [{"claim": claim, "paper": paper} | plot.verdict(cases, measured)
+            for (claim, paper, measured), cases in found]
 
 def figures(grids):
     """The figures of derived languages, as plot.plan has its own; none where there are no such grids."""
@@ -330,7 +306,6 @@ def figures(grids):
              ("ingredients-surface", "Target's slope, source's flatness and angle against alignment",
               partial(points_figure, aligned, surface))]
     return drawn if aligned else drawn[:1] if found else []
-
 
 def bars_figure(found):
     """Delta of each derived language, a bar a task; lines: standard deviation over seeds."""
@@ -346,7 +321,6 @@ def bars_figure(found):
     ax.set(xlabel="Delta, points", ylim=(len(names) - .5, -.5))
     figure.legend(loc="outside upper right", ncols=4, handlelength=1)
     return figure
-
 
 def points_figure(found, labels):
     """Panels of {attribute: label} against alignment: a point a derived language, hollow with --align."""
@@ -372,9 +346,8 @@ def points_figure(found, labels):
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=4, handlelength=1)
     return figure
 
-
 def section(grids):
-    """(Markdown for report.md, text 79 columns wide) on derived languages; "" twice where there are none."""
+    """(Markdown for report.md, text 79 columns wide) on derived languages."""
     found, said, related = table(grids), claims(grids), []
     for task, (n, *numbers) in correlations(grids).items():
         cells = ["-" if np.isnan(number) else f"{number:.2f}" for number in numbers]
@@ -389,8 +362,4 @@ def section(grids):
         short = [{task: row["derived language"][-38:]} | {key: row[key] for key in shown} for row in rows]
         lines += ["", plot.table(short, "  ")]
     lines += ["", "Alignment and Delta", plot.table(related, "  "), ""] if related else [""]
-    for row in said:
-        lines.append(f"{row['verdict']:12}{row['claim']}")
-        if row["measured"] != "-":
-            lines.append(" " * 12 + f"{row['measured']}; {row['cases']} cases")
-    return ("\n\n".join(filter(None, parts)), "\n".join(lines)) if found else ("", "")
+    return "\n\n".join(filter(None, parts)), "\n".join(lines + plot.verdicts(said))

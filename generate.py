@@ -15,163 +15,23 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from tqdm import tqdm
 
 import data
+import derive
 import heads
+import plot
+from data import TARGET_SUBWORDS
 from results import KitError
-
-METRICS = ("ROUGE-L", "wrong-language outputs", "wrong-language words")   # as `scores` gives them
-SOURCE_SUBWORDS, TARGET_SUBWORDS = 512, 64        # (ours), with special tokens; the rest is cut and counted
-FIELDS = ("source", "target"), ("text", "title")  # of a line: this kit's and those of XL-Sum
-
-# XL-Sum 2.0 (Hasan et al. 2021; CC BY-NC-SA 4.0): its name of a language, SHA-256 of the archive. It has no
-# German; of vi and zh no digest was at hand. Those of ar, en and hi are of a copy whose other files agree.
-XLSUM_URL = ("https://huggingface.co/datasets/csebuetnlp/xlsum/resolve/"
-             "16f84e644d7eafc425634df41778d2fea930df53/data/{file}")
-XLSUM = {"ar": ("arabic", "371a07df0f89d83c2ca330f56ba33cc4cd39c1b532d6886910c97dfbacfdf2b7"),
-         "en": ("english", "ce2e965b9e4b8b337a801fda8b55e673fe2b17c4f3755d7fff886944633fec29"),
-         "es": ("spanish", "70499154fe1d1c8df3b4667921d2c8c7b508da5473aa9387c4330b3b22288360"),
-         "fr": ("french", "8d3b0734508a8612598af8e47e023d6fd4e52546543cddb0e3246d720135adf2"),
-         "hi": ("hindi", "23e625cfdd596ae59bab6e1756756c4d68bf50f355437943b3e57f0593662193"),
-         "ru": ("russian", "5a582ea371c981295da82b6d4c3a8f44d8e266837a86aeae199e2a49b04af3bf")}
-
-
-# ------------------------------------------------------------------------------------------------- reading
-
-def title_file(folder, lang, split):
-    """The Source of title/LANG/SPLIT.jsonl under `folder`: a JSON object a line, "source" and "target"."""
-    path = Path(folder, "title", lang, f"{split}.jsonl")
-    if lang not in XLSUM:
-        return data.Source(path)
-    name, digest = XLSUM[lang]
-    file = f"{name}_XLSum_v2.0.tar.bz2"
-    packed = data.Source(Path(folder, "title", file), XLSUM_URL.format(file=file), digest)
-    return data.Source(path, archive=packed, members=(f"{name}_{'val' if split == 'dev' else split}.jsonl",))
-
-
-def read_titles(path, lang):
-    """Yield (source, target), two texts, per line. Raises KitError."""
-    for n, line in data.lines(path):
-        try:
-            record = dict(json.loads(line))
-        except (ValueError, TypeError):
-            raise KitError(f"{path}, line {n}: {line[:60]!r} is no JSON object; "
-                           'expected {"source": "...", "target": "..."}.') from None
-        fields = FIELDS[1] if FIELDS[1][1] in record else FIELDS[0]
-        for field in fields:
-            if not isinstance(record.get(field), str) or not record[field].strip():
-                raise KitError(f"{path}, line {n}: its {field!r} is {record.get(field)!r}; expected a text.")
-        yield tuple(record[field] for field in fields)
-
-
-def read_parallel(first, second):
-    """(sentences, sentences) of two files, line by line each other's translation. Raises KitError."""
-    found = [], []
-    for path, sentences in zip((first, second), found, strict=True):
-        for n, text in data.lines(path):
-            if not text.strip():
-                raise KitError(f"{path}, line {n} is empty; expected a sentence, whose translation is "
-                               f"line {n} of the other file.")
-            sentences.append(text)
-    if not len(found[0]) == len(found[1]) > 1:
-        raise KitError(f"{first} has {len(found[0])} lines and {second} {len(found[1])}; expected equally "
-                       "many, at least two, line n of one being the translation of line n of the other.")
-    return found
-
-
-# ------------------------------------------------------------------------------------------------ encoding
-
-class Titles(data.Encoded):
-    """Encoded sources, each read once; the gold of a read is its target's subwords (T,), -1 past their end.
-
-    texts: the targets as they were written, on the host.
-    """
-
-    def __init__(self, tokenizer, columns):
-        super().__init__(tokenizer.pad_token_id, columns)
-        self.tokenizer, self.texts = tokenizer, []
-
-    def to(self, device):
-        super().to(device)
-        self.labelled = (self.gold >= 0).sum(1).cpu().numpy()   # the loss is a mean over target subwords
-        return self
-
-    def batch(self, windows):
-        """The Batch of window numbers (B,), with gold (B, 1, T) as wide as its longest target."""
-        batch = super().batch(windows)
-        return batch._replace(gold=batch.gold[..., :int(self.labelled[windows].max())])
-
-    def decode(self, ids):
-        """Texts of outputs (R, T), without special tokens."""
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def encode_titles(examples, tokenizer, split, label, language=None):
-    """Titles of (source, target) examples; what is longer than the model takes is cut and counted.
-
-    language: a language_token, which then marks the source and begins the target. Without it nothing names
-    their language, not even where the tokenizer by itself adds a token that does (ours).
-    """
-    most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
-    first = [tokenizer.convert_tokens_to_ids(language)] if language else []
-    room = most - len(first) - 1
-    encoded, examples = Titles(tokenizer, most), iter(examples)
-    with tqdm(desc=f"{label}: subwords", unit=" titles", disable=None, leave=False) as bar:
-        while chunk := list(islice(examples, 1000)):
-            sources, targets = map(list, zip(*chunk, strict=True))
-            windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
-            written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
-            for (ids, _, cut), target in zip(windows, written, strict=True):
-                gold = [*first, *target[:room], tokenizer.eos_token_id]
-                encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
-                encoded.counts["truncated"] += cut + (len(target) > room)
-            encoded.texts += targets
-            bar.update(len(chunk))
-    encoded.counts["sentences"] = len(encoded.texts)
-    encoded.counts["words"] = sum(len(words(text)) for text in encoded.texts)
-    return encoded
-
-
-def encode_sentences(texts, tokenizer):
-    """Encoded set of sentences for XLRS, each read at all its subwords but special tokens."""
-    encoded = data.Encoded(tokenizer.pad_token_id, columns=1)
-    for ids, read, cut in inputs(texts, tokenizer, data.MAX_SUBWORDS):
-        read = read or [0]   # a sentence of which the tokenizer makes nothing
-        encoded.add(ids, read, [(-1,)] * len(read))
-        encoded.counts["truncated"] += cut
-    return encoded
-
-
-def inputs(texts, tokenizer, most, language=None):
-    """Yield (ids, positions of the text's own subwords, whether it was cut) per text."""
-    if language:
-        tokenizer.src_lang = language
-    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
-    out = tokenizer(texts, truncation=True, max_length=min(most, tokenizer.model_max_length),
-                    return_attention_mask=False, return_special_tokens_mask=True)
-    for ids, marks, encoding in zip(out.input_ids, out.special_tokens_mask, out.encodings, strict=True):
-        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if language or not mark or i in ends]
-        own = [place for place, (_, mark) in enumerate(kept) if not mark]
-        yield [i for i, _ in kept], own, bool(encoding.overflowing)
-
-
-def language_token(tokenizer, lang):
-    """The token for a language in models that have such tokens: de_DE in mBART. Raises KitError."""
-    for token in tokenizer.all_special_tokens:
-        if re.fullmatch(f"{lang}_[A-Z]{{2}}", token):
-            return token
-    raise KitError(f"The encoder has no token for the language {lang!r}, as mBART has de_DE for de: leave "
-                   "language tokens out.")
-
 
 # --------------------------------------------------------------------------------------------------- model
 
@@ -183,7 +43,6 @@ def load_generator(name):
         raise KitError(f"The tokenizer of {name!r} has no token for the end of a text or for padding; "
                        "expected both, as in mT5, mBART and BART.")
     return loaded
-
 
 class Generator(nn.Module):
     """An encoder-decoder: an ordinary module, trained by `loss`; called, it writes (greedy decoding).
@@ -236,19 +95,16 @@ class Generator(nn.Module):
         ids = self.decoder.generate(encoder_outputs=states, attention_mask=mask, decoder_input_ids=first)
         return F.pad(ids[:, None, 1:], (0, self.longest - ids.shape[1] + 1), value=self.pad)
 
-
 # -------------------------------------------------------------------------------------------------- scores
 
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"   # Japanese syllables, Chinese characters
 WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
-
 
 @lru_cache(maxsize=1 << 16)
 def words(text):
     """The words of a text without case and punctuation; of Chinese (zh) and Japanese the characters."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return tuple(WORD.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)))
-
 
 def rouge_l(first, second):
     """ROUGE-L (Lin 2004) of two texts as words: F1 of their longest common subsequence."""
@@ -259,19 +115,16 @@ def rouge_l(first, second):
             row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
     return 2 * row[-1] / (len(first) + len(second)) if row[-1] else 0.0
 
-
 @lru_cache(maxsize=1 << 16)
 def script(word):
     """The script of most of a word's letters as Unicode names it (LATIN, GREEK, CJK), or None."""
     found = Counter(unicodedata.name(letter, "?").split()[0] for letter in word if letter.isalpha())
     return max(found, key=found.get) if found else None
 
-
 def trigrams(word):
     """[(the two letters before it, letter)] for each of the first 20 letters of a word and for its end."""
     marked = "  " + word[:20] + " "
     return [(marked[i - 2:i], marked[i]) for i in range(2, len(marked))]
-
 
 class Language:
     """How likely a word is in a language (ours): its share of the training words.
@@ -295,7 +148,6 @@ class Language:
         for before, letter in trigrams(word):
             unseen *= (self.grams[before, letter] + .1) / (self.before[before] + 10)
         return (self.counts[word] + unseen) / self.all
-
 
 class Languages:
     """Tells whether words and outputs are of another language than the one they should be of (ours).
@@ -335,15 +187,20 @@ class Languages:
         found = [self.whose(word, lang) for word in output if script(word)]
         return found.count(-1) > found.count(1), found.count(-1), len(found)
 
+    def describe(self):
+        """A sentence for each language on how well it is told from the others."""
+        for lang, tested in self.tested.items():
+            right = (f"{100 * n / max(1, of):.1f} % of {of} {kind}" for kind, (n, of) in tested.items())
+            yield f"{lang} of {'+'.join(self.languages)} is told right in {' and '.join(right)}, held out"
+
     def test(self, held, lang):
         """What `tested` says of one language; held: {language: held-out targets as words}."""
         right = [self.judge(text, lang)[0] == (other != lang) for other in held for text in held[other]]
         _, wrong, of = map(sum, zip(*(self.judge(text, lang) for text in held[lang]), strict=True))
         return {"outputs": (sum(right), len(right)), "words": (of - wrong, of)}
 
-
 def scores(pred, dev, lang, languages):
-    """(3, 2) counts as in METRICS; pred (R, T): outputs in file order, dev: Titles of `lang`.
+    """(3, 2) counts; pred (R, T): outputs in file order, dev: Titles of `lang`, languages: a Languages.
 
     Sum of F1 (no integer), outputs; outputs in another language, outputs; words of another, words.
     """
@@ -352,6 +209,12 @@ def scores(pred, dev, lang, languages):
     elsewhere, wrong, of = map(sum, zip(*(languages.judge(output, lang) for output in outputs), strict=True))
     return torch.tensor([(f1, len(outputs)), (elsewhere, len(outputs)), (wrong, of)], dtype=torch.float64)
 
+SCORES = {"ROUGE-L": scores}   # by a task's first metric
+
+def examples(model, dev, number=3):
+    """[(gold, output)] of the first examples of a dev set."""
+    outputs = dev.decode(model(dev.batch(np.arange(min(number, len(dev)))))[:, 0])
+    return [*zip(dev.texts, outputs)]
 
 # ---------------------------------------------------------------------------------------------------- XLRS
 
@@ -365,7 +228,6 @@ def xlrs(model, first, second, tokens=1280, waste=math.inf):
     a, b = (sentence_states(model, sentences, tokens, waste) for sentences in (first, second))   # (S, H) each
     return tuple(F.cosine_similarity(a, other).mean().item() for other in (b, b.roll(len(b) // 2, 0)))
 
-
 @torch.no_grad()
 def sentence_states(model, sentences, tokens, waste):
     """States (S, H) of sentences in file order, fp32: sums over what is read, which point where means do."""
@@ -375,21 +237,270 @@ def sentence_states(model, sentences, tokens, waste):
         rows.append(batch.rows[:, 0])                                                 # of its first read
     return torch.cat(sums)[torch.cat(rows).argsort()]
 
+class Watch:
+    """What a run logs of its source-only models with --parallel, at every dev scoring and never to train by:
+    XLRS and the target's score."""
+
+    SENTENCES = 500   # at most
+
+    def __init__(self, run, pairs):
+        self.run, self.pairs, self.files = run, pairs, run.args.parallel
+
+    def sources(self):
+        """XNLI's dev set as a data.Source where no files were named; one file holds all its languages."""
+        return [data.xnli_file(self.run.args.data, "en", "dev")] if self.files == [] else []
+
+    def read(self):
+        """Read the parallel sentences of all languages, so that a mistake in them is told before training."""
+        if self.files is None:
+            return
+        langs = sorted({lang for pair in self.pairs for side in pair for lang in side.split("+")})
+        files = {Path(file).name.split(".")[0]: Path(file) for file in self.files}
+        if self.files and (missing := [lang for lang in langs if lang not in files]):
+            raise KitError(f"--parallel names no file for {', '.join(missing)}; expected one a language, "
+                           f"named after it, as {missing[0]}.txt.")
+        files = files or dict.fromkeys(langs, self.sources()[0].path)
+        self.texts = data.read_parallel({lang: files[lang] for lang in langs})
+
+    @lru_cache(maxsize=64)
+    def sentences(self, task, encoder, lang):
+        """The parallel sentences of a language as an Encoded set."""
+        tokenizer = self.run.encoder(task, encoder).tokenizer
+        return data.encode_sentences(self.texts[lang][:self.SENTENCES], tokenizer).to(self.run.device)
+
+    def xlrs(self, model, unit, langs, tgt):
+        """XLRS of a model as [parallel, random]: means over the source languages."""
+        *sources, target = (self.sentences(unit.task, unit.encoder, lang) for lang in (*langs, tgt))
+        found = [xlrs(model, source, target, self.run.subwords) for source in sources]
+        return [round(sum(values) / len(found), 6) for values in zip(*found, strict=True)]
+
+    def __call__(self, model, unit):
+        """{"watched": {target: score and XLRS}, "xlrs": their mean} of a source-only model; {} of others."""
+        targets = [tgt for src, tgt in self.pairs if tuple(sorted(src.split("+"))) == unit.langs]
+        if self.files is None or not targets:
+            return {}
+        seen = {tgt: {"score": self.run.score(model, unit, tgt, (*unit.langs, tgt)),
+                      "xlrs": self.xlrs(model, unit, unit.langs, tgt)} for tgt in targets}
+        return {"watched": seen, "xlrs": round(sum(each["xlrs"][0] for each in seen.values()) / len(seen), 6)}
+
+    def about(self, pair):
+        """What a grid's header says: XLRS before fine-tuning and of two corners, and what was logged."""
+        if self.files is None:
+            return {}
+        (both, source, _), (langs, _) = pair.models(), pair.langs()
+        models = {"pretrained": self.run.model(pair).eval(), "source": self.run.finetuned(source),
+                  "both": self.run.finetuned(both)}
+        log = source.path(self.run.args.out).with_name("train.jsonl").read_text().splitlines()
+        way = [{"step": record["step"], "mean": record["mean"], **record["watched"][pair.tgt]}
+               for record in map(json.loads, log) if pair.tgt in record.get("watched", ())]
+        return {"xlrs": {name: self.xlrs(model, pair, langs, pair.tgt) for name, model in models.items()},
+                "way": way}
 
 # ----------------------------------------------------------------------------------------------- selection
 
 def choose(records, rule, tolerance=1.0):
-    """The one of a training's records, in order, that a rule picks; the first of equals. Raises KitError.
+    """The one of a training's records, in order, that a rule keeps; the first of equals. Raises KitError.
 
-    dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those
-    whose source score is at most `tolerance` points below the highest (ours).
+    dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those at
+    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours).
     """
-    highest = max(record["mean"] for record in records)
-    good = [record for record in records if record["mean"] >= highest - tolerance]
-    if rule == "dev":
-        return next(record for record in good if record["mean"] == highest)
     if rule == "last":
         return records[-1]
-    if rule != "xlrs" or any("xlrs" not in record for record in records):
-        raise KitError(f"--select {rule}: expected dev, last, or xlrs if it was logged at every dev scoring.")
-    return min(good, key=lambda record: record["xlrs"])
+    if rule == "dev":
+        return max(records, key=lambda record: record["mean"])
+    if any("xlrs" not in record for record in records):
+        raise KitError("--select xlrs needs --parallel: XLRS was not logged at every dev scoring.")
+    kept, highest = records[0], -math.inf
+    for record in records:
+        highest = max(highest, record["mean"])
+        good = record["mean"] >= highest - tolerance
+        if good and (record["xlrs"] < kept["xlrs"] or kept["mean"] < highest - tolerance):
+            kept = record
+    return kept
+
+# ------------------------------------------------------------------------------------------------- report
+
+HOW = """Means over seeds. *Target*: score of a model that was not trained on the target or, marked +, was.
+*Wrong*: % of its outputs and of their words in another language. *XLRS*: mean cosine of encoder states of
+parallel sentences / of sentences paired at random. *As many examples*: the model of more sources at the dev
+scoring at which it had seen as many examples as that of fewer; its learning rate had not yet decayed."""
+CLAIMS = (   # a claim and what is measured
+    ("Zero-shot outputs are in the wrong language", "wrong words, zero-shot - bilingual = {:.1f}"),
+    ("XLRS rises in fine-tuning", "after - before = {:.3f}"),
+    ("XLRS goes with worse generation", "- Spearman - 0.5 = {:.2f}"),
+    ("In classification XLRS goes with transfer", "Spearman - 0.5 = {:.2f}"),
+    ("A second source language helps", "fall of wrong words = {:.1f}, rise of score = {:.1f}"),
+    ("XLRS selects better than the source does", "target's score, by XLRS - by source = {:.2f}"),
+    ("A second source leaves less undetermined", "fall of variance = {:.3f}, of slope = {:.3f}"))
+RULES = """A case follows where all that is measured is above 0 (ours). Spearman is over all dev scorings of
+the source-only models of a task, an encoder and a target, and is to be at least .5. *Second source*: against
+each run with fewer, at equal epochs. *Selects*: from the log of one training. *Undetermined*: the target's
+variance over seeds and slope at the zero-shot model, normalised. Controls are in no verdict."""
+
+def writes(grid):
+    return grid.metrics[-1] == "wrong-language words"
+
+def wrong_words(runs, at):
+    """Mean % of the target's words in another language at a point."""
+    return plot.mean([grid.scores[grid.metrics[-1]][at][1] for grid in runs if at in grid.points])
+
+def way(grid):
+    """What was logged of a grid's source-only model: records with step, mean, score, xlrs: [XLRS, random]."""
+    return grid.header.get("way", ())
+
+def adds_to(more, fewer):
+    """Whether two grids differ in nothing but that the first has another source language beside."""
+    same = (more.task, more.encoder, more.tgt) == (fewer.task, fewer.encoder, fewer.tgt)
+    return same and set(fewer.src.split("+")) < set(more.src.split("+"))
+
+def table(grids):
+    """Rows {column: cell} for plot.table, one for each model that was trained on other languages."""
+    def row(trained, found):
+        """found: a list, one a seed, of (source's score, {metric: target's}, [XLRS, random])."""
+        sources, targets, similar = zip(*found, strict=True) if found else ((), (), ())
+        names = first.metrics[:1] if not writes(first) else first.metrics
+        target, *wrong = (f"{np.mean([score[name] for score in targets]):.1f}" for name in names)
+        both = " / ".join(f"{x:.3f}" for x in np.mean(similar, 0)) if all(similar) else "-"
+        return {"task": first.task_name, "encoder": first.encoder_name, "trained on": trained,
+                "on": first.tgt, "source": f"{np.mean(sources):.1f}", "target": target,
+                "wrong": " / ".join(wrong) or "-", "XLRS": both, "seeds": str(len(found))}
+
+    rows, cases = [], plot.cases(plot.sound(grids))
+    for case in cases:
+        first, name = case[0], case[0].src
+        for trained, at, key in ((name, plot.SRC, "source"), (f"{name}+{first.tgt} (+)", plot.BOTH, "both")):
+            rows.append(row(trained, [
+                (grid.points[at][0], {metric: points[at][1] for metric, points in grid.scores.items()},
+                 grid.header.get("xlrs", {}).get(key, [])) for grid in case if at in grid.points]))
+        for fewer in (other[0] for other in cases if adds_to(first, other[0])):
+            seen = max((record["step"] for record in way(fewer)), default=0)
+            then = [record for grid in case for record in way(grid) if record["step"] == seen]
+            found = [(record["mean"], record["score"], record["xlrs"]) for record in then]
+            rows += [row(f"{name}, as many examples as {fewer.src}", found)] if found else []
+    return rows
+
+def selections(grids):
+    """Rows {column: cell} for plot.table: what each rule of --select would have kept of one training."""
+    rows = []
+    for case in plot.cases(plot.sound(grids)):
+        first = case[0]
+        for rule in ("dev", "xlrs", "last") if any(map(way, case)) else ():
+            kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in way(grid)], rule)
+                    for grid in case if way(grid)]
+            step, source, target = np.mean([
+                (record["step"], record["mean"], record["score"][first.metrics[0]]) for record in kept], 0)
+            rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": first.src,
+                         "on": first.tgt, "select": rule, "step": f"{step:.0f}", "source": f"{source:.1f}",
+                         "target": f"{target:.2f}"})
+    return rows
+
+def ranked(grids):
+    """[(a grid, n, Spearman)] of XLRS and the target's score over all dev scorings, by encoder and target."""
+    found = []
+    for of in plot.group(grids, "task", "encoder", "tgt").values():
+        metric = of[0].metrics[0]
+        logged = [(record["xlrs"][0], record["score"][metric]) for grid in of for record in way(grid)]
+        if len(logged) > 2:
+            found.append((of[0], len(logged), derive.correlate(*zip(*logged, strict=True))[0]))
+    return found
+
+def claims(grids):
+    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
+    grids = [grid for grid in plot.sound(grids) if not grid.control]
+    cases = [case for case in plot.cases(grids) if all(plot.SRC in grid.points for grid in case)]
+    failure, rises, worse, transfer, second, selects, less = found = [[] for _ in CLAIMS]
+    for case in cases:
+        if writes(case[0]):
+            failure.append([wrong_words(case, plot.SRC) - wrong_words(case, plot.BOTH)])
+            by = {row["select"]: float(row["target"]) for row in selections(case)}
+            selects += [[by["xlrs"] - by["dev"]]] if by else []
+        rises += [[each["source"][0] - each["pretrained"][0]]
+                  for each in [grid.header.get("xlrs") for grid in case][:1] if each]
+        for fewer in (other for other in cases if adds_to(case[0], other[0])):
+            was, now = ((wrong_words(runs, plot.SRC) if writes(runs[0]) else math.nan,
+                         plot.mean([grid.points[plot.SRC][1] for grid in runs]),
+                         plot.normalise(runs, [plot.SRC])[1][0][1], plot.slopes(runs)[0][1])
+                        for runs in (fewer, case))
+            second.append([was[0] - now[0], now[1] - was[1]])
+            less.append([was[2] - now[2], was[3] - now[3]])
+    for grid, _, spearman in ranked(grids):
+        (worse if writes(grid) else transfer).append([(-spearman if writes(grid) else spearman) - .5])
+    found = [[each for each in of if np.isfinite(each).all()] for of in found]
+    return [{"claim": claim, "paper": "Abstract"} | plot.verdict(of, measured)
+            for (claim, measured), of in zip(CLAIMS, found, strict=True)]
+
+def figures(grids):
+    """The figures of what is written and of XLRS, as plot.plan has its own."""
+    grids = [grid for grid in plot.sound(grids) if not grid.control]
+    told, logged = [grid for grid in grids if writes(grid)], [grid for grid in grids if way(grid)]
+    drawn = [("wrong-language", "Words in a wrong language on both lines", partial(words_figure, told))]
+    drawn = drawn if told else []
+    if logged:
+        drawn += [("xlrs-steps", "XLRS in fine-tuning", partial(steps_figure, logged)),
+                  ("xlrs-target", "XLRS and the target's score", partial(scatter_figure, logged))]
+    return drawn
+
+def words_figure(grids):
+    """% of the target's words in another language on Eq. 1 and 2: a line a pair, its mean over seeds."""
+    figure, [panels] = plot.canvas(1, 2, 2.3, sharey=True)
+    for equation, ax in zip((1, 2), panels):
+        for number, of in enumerate(plot.cases(grids)):
+            points = of[0].on_line(equation)
+            ax.plot(of[0].line, [wrong_words(of, at) for at in points], color=plot.DOTS[number % 4],
+                    ls=plot.DASHES[number // 4 % 3], label=f"{of[0].encoder_name}, {of[0].pair}")
+        ax.set(xlabel="α", ylabel="words in a wrong language, %" if equation == 1 else None)
+        plot.title(ax, f"Eq. {equation}", grids, grids[0].on_line(equation))
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+def steps_figure(grids):
+    """XLRS of each source-only model by steps, from before fine-tuning (step 0) on; dotted: random pairs."""
+    figure, [[ax]] = plot.canvas(1, 1, 2.6)
+    for number, of in enumerate(plot.cases(grids)):
+        for grid in of:
+            steps = [0, *(record["step"] for record in way(grid))]
+            values = [grid.header["xlrs"]["pretrained"], *(record["xlrs"] for record in way(grid))]
+            for kind, style in ((0, "-"), (1, ":")):
+                ax.plot(steps, [value[kind] for value in values], style, color=plot.DOTS[number % 4],
+                        label=None if kind or grid is not of[0] else f"{grid.task_name}, {grid.pair}")
+    ax.set(xlabel="step", ylabel="XLRS; dotted: random pairs")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+def scatter_figure(grids):
+    """The target's score against XLRS, a point a dev scoring; in words, rank correlation and n."""
+    of = plot.group(grids, "task", "encoder", "tgt")
+    figure, panels = plot.canvas(len(of), 1, 2.4)
+    known = {(grid.task, grid.encoder, grid.tgt): (n, spearman) for grid, n, spearman in ranked(grids)}
+    for (key, runs), ax in zip(of.items(), panels.flat, strict=True):
+        for number, (src, group) in enumerate(plot.group(runs, "src").items()):
+            points = [(record["xlrs"][0], record["score"][group[0].metrics[0]])
+                      for grid in group for record in way(grid)]
+            ax.plot(*zip(*points), "os^D"[number % 4], color=plot.DOTS[number % 4], label=src[0], ms=3)
+        n, spearman = known.get(key, (0, math.nan))
+        ax.set_title(f"{runs[0].task_name} on {runs[0].tgt}: Spearman {spearman:.2f}, n = {n}", loc="left")
+        ax.set(xlabel="XLRS", ylabel=f"{runs[0].metrics[0]} of the target")
+        ax.legend(title="trained on")
+    return figure
+
+def section(grids):
+    """(Markdown for report.md, text 79 columns wide) on what is written, XLRS and several sources."""
+    rows, kept, said = table(grids), selections(grids), claims(grids)
+    related = [{"task": grid.task_name, "encoder": grid.encoder_name, "on": grid.tgt, "n": str(n),
+                "Spearman": f"{spearman:.2f}"} for grid, n, spearman in ranked(plot.sound(grids))]
+    texts = []
+    for grid in plot.sound(grids):
+        for at, name in ((plot.SRC, "zero-shot"), (plot.BOTH, "bilingual")):
+            texts += [{"model": f"{grid.src}, {name}", "gold": gold, "output": output}
+                      for gold, output in grid.written.get(at, ()) if not grid.control and grid.seed == 1]
+    parts = ["## Generation and cross-lingual similarity", HOW, plot.table(rows), plot.table(said), RULES,
+             related and "XLRS and the target's score", plot.table(related),
+             kept and "What each --select keeps", plot.table(kept), texts and "Outputs", plot.table(texts)]
+    lines = ["Trained on; source and target score; % of outputs / words in a wrong language"]
+    shown = "trained on", "source", "target", "wrong", "XLRS"
+    for encoder in dict.fromkeys(row["encoder"] for row in rows):
+        short = [{name: row[name][:30] for name in shown} for row in rows if row["encoder"] == encoder]
+        lines += ["", encoder, plot.table(short, "  ")]
+    texts = (f"{text['model']}: {text['output']!r}, gold {text['gold']!r}" for text in texts)
+    lines += ["", *(fill(text, 79, subsequent_indent="    ") for text in texts), ""]
+    return "\n\n".join(filter(None, parts)), "\n".join(lines + plot.verdicts(said))

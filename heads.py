@@ -29,7 +29,6 @@ transformers.utils.logging.disable_progress_bar()
 HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large",   # Sec. 4
        "mt5": "google/mt5-base"}   # generation
 
-
 class Model(nn.Module):
     """An encoder and a head: an ordinary module, trained by `loss`; called, it predicts."""
 
@@ -57,13 +56,11 @@ class Model(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             return self.head.predict(h, batch)
 
-
 def variational_dropout(x, p, training):
     """Drop features of x (B, N, D) with probability p, the same ones at all N positions of a sequence."""
     if not training:
         return x
     return x * torch.empty_like(x[:, :1]).bernoulli_(1 - p) / (1 - p)                   # (B, 1, D) are drawn
-
 
 class Linear(nn.Module):
     """One linear layer on what is read (XNLI, NER, POS); variational dropout before it."""
@@ -80,7 +77,6 @@ class Linear(nn.Module):
     def predict(self, h, batch):
         """Labels (B, N, 1)."""
         return self.out(h).argmax(-1, keepdim=True)
-
 
 class Biaffine(nn.Module):
     """Biaffine arcs and labels over the words read, ROOT first (Dozat & Manning 2017).
@@ -134,7 +130,6 @@ class Biaffine(nn.Module):
         heads = decode(self.arcs(h, batch.real).softmax(-1) * best, batch.real, one_root=False)
         return torch.stack([heads, label.gather(2, heads[..., None])[..., 0]], -1)
 
-
 class Encoder(NamedTuple):
     """A pretrained encoder; `model` stays on the CPU as it was loaded, each Model has a copy."""
     model: nn.Module
@@ -142,19 +137,16 @@ class Encoder(NamedTuple):
     digest: str         # SHA-256 of what decides its hidden states, from encoder_digest
     takes_types: bool   # whether it tells the two sentences of a pair apart
 
-
 PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет мир "
          "مرحبا नमस्ते 你好世界 việt\u00a0nam\u200b!")
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")   # of config.json
 FILES = "config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json or vocab.* or *.model"
 PATIENCE = 8   # seconds for the hub to answer
 
-
 def label(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
     local = name not in HUB and (Path(name).is_dir() or name.count("/") > 1)
     return Path(name).resolve().name if local else name.replace("/", "--")
-
 
 @lru_cache(maxsize=1)
 def load_encoder(name):
@@ -162,7 +154,6 @@ def load_encoder(name):
     encoder = load(name, transformers.AutoModel)
     check_encoder(encoder.model, name)
     return encoder
-
 
 def load(name, kind):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
@@ -193,7 +184,6 @@ def load(name, kind):
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
 
-
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
     source = HUB.get(name, name)   # a folder that happens to be called mbert is ./mbert
@@ -208,7 +198,6 @@ def find(name):
     with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
         pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
     return source
-
 
 @torch.no_grad()
 def check_encoder(model, name):
@@ -226,7 +215,6 @@ def check_encoder(model, name):
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) {problem}. "
                        "Expected an encoder such as BERT or XLM-R.")
 
-
 def encoder_digest(source, tokenizer, model):
     """SHA-256 of vocabulary, subwords of a probe, settings and weights, none of which an upgrade rewrites."""
     settings, _ = transformers.PreTrainedConfig.get_config_dict(source)
@@ -236,7 +224,6 @@ def encoder_digest(source, tokenizer, model):
     for parameter in model.parameters():
         found.update(parameter.detach().numpy())
     return found.hexdigest()
-
 
 def decode(arcs, real, one_root=True):
     """Heads (B, N) of the best trees, with one root word or any; arcs (B, N, N): dependents by heads, ROOT 0.
@@ -249,7 +236,6 @@ def decode(arcs, real, one_root=True):
         heads[i, :n] = torch.from_numpy(best_tree(s[:n, :n], one_root))
     return heads
 
-
 def are_trees(heads, real, one_root=True):
     """(B,) True where heads (B, N) lead every word to position 0; with one_root only one word hangs on it."""
     above = heads
@@ -257,7 +243,6 @@ def are_trees(heads, real, one_root=True):
         above = above.gather(1, above)
     roots = ((heads == 0) & real)[:, 1:].sum(1)
     return (above == 0).all(1) & (roots == 1 if one_root else roots > 0)
-
 
 def best_tree(scores, one_root=True):
     """Heads (N,) of the maximum spanning arborescence; scores (N, N): dependents by heads, 0 is ROOT.
@@ -270,7 +255,6 @@ def best_tree(scores, one_root=True):
         inner = s[1:][np.isfinite(s[1:])]
         s[1:, 0] -= len(s) * (inner.max() - inner.min()) + 1.0
     return arborescence(s)
-
 
 def arborescence(s):
     """Heads (N,) of the maximum spanning arborescence from 0; s (N, N): dependents by heads, -inf: no arc."""
@@ -291,7 +275,6 @@ def arborescence(s):
     heads[cycle[enter[above[n]]]] = rest[above[n]]
     return heads
 
-
 def find_cycle(heads):
     """Nodes of one cycle in heads, or []; node 0 ends every path."""
     seen = {0}
@@ -305,11 +288,9 @@ def find_cycle(heads):
             return walk[walk.index(i):]
     return []
 
-
 def accuracy(pred, dev):
     """(1, 2) counts: right, all; pred (R, 1) and dev.gold (R, 1) in file order."""
     return torch.stack([(pred[:, 0] == dev.gold[:, 0]).sum(), (dev.gold[:, 0] >= 0).sum()])[None]
-
 
 def span_f1(pred, dev):
     """(1, 2) counts: 2 * right spans, gold + predicted spans; BIO tags: 0 = O, odd = B-, even = I- of a type.
@@ -317,7 +298,6 @@ def span_f1(pred, dev):
     gold, pred = spans(dev.gold[:, 0], dev.new), spans(pred[:, 0], dev.new)
     right = gold[0] & pred[0] & (gold[1] == pred[1]) & (gold[2] == pred[2])
     return torch.stack([2 * right.sum(), gold[0].sum() + pred[0].sum()])[None]
-
 
 def spans(tags, new):
     """(begins, kind, end) of each position (R,): whether a span begins there, its type, where it ends."""
@@ -328,13 +308,11 @@ def spans(tags, new):
     end = torch.where(stops, torch.arange(len(tags), device=tags.device), len(tags))
     return begins, kind, end.flip(0).cummin(0).values.flip(0)
 
-
 def attachment(pred, dev):
     """(2, 2) counts: LAS and UAS, right and all, over the scored words; lost words count as wrong."""
     scored = dev.gold[:, 2] == 1
     head = scored & (pred[:, 0] == dev.gold[:, 0])
     las, total = (head & (pred[:, 1] == dev.gold[:, 1])).sum(), scored.sum() + dev.lost
     return torch.stack([torch.stack([las, total]), torch.stack([head.sum(), total])])
-
 
 SCORES = {"accuracy": accuracy, "span F1": span_f1, "LAS": attachment}   # by a task's first metric

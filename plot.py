@@ -76,7 +76,6 @@ SHADES = ("#ffffff", "#f0f6fb", "#deebf6", "#cbe0f0", "#b5d2e9", "#9dc4e2", "#82
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.3,
          "lines.markersize": 4, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42}
 
-
 class Grid:
     """One result file: header, scores {metric: {(a1, a2): (source, target)}}, points (those of the first)."""
     def __init__(self, file, header):
@@ -86,17 +85,21 @@ class Grid:
         self.scores = {metric: {} for metric in self.metrics}
         self.points = self.scores[self.metrics[0]]
         self.line, self.plane = sorted(self.line), sorted(self.plane)
-        self.key = self.task, self.encoder, self.src, self.tgt, self.seed, self.part
+        self.written = {}  # {(a1, a2): [[gold, output]]} of a task that writes
         self.task_name = NAMES.get(self.task, self.task)
         self.encoder_name = NAMES.get(self.encoder.split("--")[-1], self.encoder)  # OWNER--NAME on the hub
-        if "align" in header:  # pretrained for its pair alone
-            kind = ", original alone" if header["original"] else f", align {header['align']:g}"
-            self.encoder_name = f"scratch{kind}" if header["original"] or header["align"] else "scratch"
+        made, control = header.get("pretraining", "scratch"), header.get("control", "")
+        self.control = bool(control) or made != "scratch"  # beside the experiment, in no claim of the paper
+        if "pretraining" in header:  # here, for its pair alone
+            self.encoder_name = f"{made}, align {header['align']:g}" if header["align"] else made
+        if control:
+            self.encoder, self.encoder_name = f"{self.encoder}, {control}", f"{self.encoder_name}, {control}"
         self.languages = self.src.upper(), self.tgt.upper()
         self.pair = "-".join(self.languages)
         self.known = None not in (self.norm_ratio, self.angle)  # else d_src or d_tgt is zero
         self.axes = {*self.on_line(1), *self.on_line(2)}
         self.square = list(product(self.plane, self.plane))
+        self.key = self.task, self.encoder, self.src, self.tgt, self.seed, self.part
 
     def __str__(self):
         part = "" if self.part == "all" else f", {self.part} only"
@@ -116,7 +119,6 @@ class Grid:
                 return f"{name} model {score:.1f} on {self.languages[side]}, most frequent class {floor:.1f}"
         return ""
 
-
 def load(folders):
     """All grids under folders, sorted; one in two folders counts once. Raises KitError where they differ."""
     grids = {}
@@ -127,7 +129,6 @@ def load(folders):
         for grid in filter(None, map(read, files)):
             join(grids.setdefault(grid.key, grid), grid)
     return [grids[key] for key in sorted(grids)]
-
 
 def join(first, second):
     """Add to a grid the points that another file has of it. Raises KitError where the two contradict."""
@@ -141,12 +142,10 @@ def join(first, second):
             raise KitError(f"{first.file} and {second.file} are both {first}, but differ in {what}: "
                            f"{str(one)[:80]} and {str(other)[:80]}; give only one of the two runs")
 
-
 def read(path):
     """One result file as a Grid; None where not even the header was written whole."""
     rows = read_lines(io.BytesIO(path.read_bytes()), path)  # a copy: a torn last line is not ours to cut off
     return check(path, rows) if rows else None
-
 
 def check(path, rows):
     """The Grid of a result file's rows. Raises KitError where header or point are not what they must be."""
@@ -164,6 +163,7 @@ def check(path, rows):
     expected = grid.axes.union(grid.square)
     for number, row in enumerate(rows[1:], 2):
         point = row.get("a1"), row.get("a2")
+        grid.written |= {point: row["written"]} if "written" in row else {}
         expect(kind([*point]) == "list of number" and point in expected, number, "(a1, a2)", point,
                "a point of the lines or the plane that line 1 describes")
         for metric, points in grid.scores.items():
@@ -174,7 +174,6 @@ def check(path, rows):
                    f"{points[point]}, as an earlier line says")
     return grid
 
-
 def kind(value):
     """What a JSON value is, in words: null, number (a finite one), list of number, str, dict, ..."""
     if isinstance(value, list):
@@ -182,12 +181,10 @@ def kind(value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return "number" if number else "null" if value is None else type(value).__name__
 
-
 def sound(grids, part="all"):
     """The grids that interpolate a part, without those of a run of which any part has collapsed."""
     out = {grid.key[:-1] for grid in grids if grid.collapse()}
     return [grid for grid in grids if grid.key[:-1] not in out and grid.part == part]
-
 
 def group(grids, *names):
     """The grids by the values of the named attributes: {(value, ...): [grid, ...]}, sorted by the values."""
@@ -196,11 +193,9 @@ def group(grids, *names):
         found.setdefault(tuple(getattr(grid, name) for name in names), []).append(grid)
     return dict(sorted(found.items()))
 
-
 def cases(grids):
     """Lists of the grids that differ in nothing but seed and part."""
     return list(group(grids, *CASE).values())
-
 
 def normalise(runs, points):
     """Scores of one case relative to the bilingual model (Sec. 4): nothing is normalised anywhere else.
@@ -215,16 +210,13 @@ def normalise(runs, points):
     bilingual, plain = plain[:, :1], plain[:, 1:]
     return plain / bilingual, moments(plain)[2] ** 2 / mean(bilingual)
 
-
 def moments(values):
     """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN of too few."""
     there = np.ma.masked_invalid(np.array(values, float))
     return there.count(0), np.ma.filled(there.mean(0), np.nan), np.ma.filled(there.std(0, ddof=1), np.nan)
 
-
 def mean(values):
     return moments(values)[1]
-
 
 def band(values):
     """Mean along the first axis and half width of its 95 % interval (ours: Student's t); NaN where n is 1."""
@@ -234,7 +226,6 @@ def band(values):
                  np.take(T975, free - 1, mode="clip"))
     return middle, t * sd / np.sqrt(free + 1)
 
-
 def series(grids, equation):
     """On a line: normalised scores (units, points, sides), what units are, mean variance (points, sides)."""
     parts = [normalise(runs, grids[0].on_line(equation)) for runs in cases(grids)]
@@ -243,11 +234,11 @@ def series(grids, equation):
     units = "cases" if many else "runs" if len(parts) > 1 else "seeds"
     return scores, units, mean([variance for _, variance in parts])
 
-
 # ---- figures -----------------------------------------------------------------------------------------------
 def plan(grids):
     """The figures that the grids allow, a list of (name of the file, caption, function that makes it)."""
-    grids = sound(grids)
+    more = [figure for each in further(grids) for figure in each.figures(grids)]
+    grids = [grid for grid in sound(grids) if not grid.control]
     figures = [("fig2-lines", "Fig. 2: both lines, all tasks and pairs", partial(lines_figure, grids))]
     for (task,), of in group(grids, "task").items():
         figures.append((f"lines-{task}", f"Figs. 6 to 9: task {of[0].task_name}", partial(lines_figure, of)))
@@ -259,14 +250,20 @@ def plan(grids):
     figures.append(("norms", "Fig. 4: norm ratio and angle of each run", partial(norms_figure, grids)))
     if max(map(len, cases(grids)), default=0) > 1:
         figures.append(("variance", "Fig. 5: variance over seeds", partial(lines_figure, grids, True)))
-    return figures + derive.figures(grids) if grids else []
+    return figures + more if grids else []
 
+def further(grids):
+    """The modules that have figures and a section of the report of their own for these grids."""
+    found = [derive] if derive.transfers(grids) else []
+    if any(grid.header.get("xlrs") or grid.written or "+" in grid.src for grid in grids):
+        import generate  # which imports torch
+        found.append(generate)
+    return found
 
 def draw(grids, out, figures=None):
     """Draw figures, a part of plan(grids) or all of it, into out/figures; returns the files' names."""
     figures = plan(grids) if figures is None else figures
     return [file for name, _, make in figures for file in draw_figure(name, make, out)]
-
 
 def draw_figure(name, make, out):
     """Write one figure of plan() to out/figures as PNG and PDF, the same bytes each time; returns names."""
@@ -279,13 +276,11 @@ def draw_figure(name, make, out):
             write(Path(out, "figures", f"{name}.{ending}"), data.getvalue())
     return [f"{name}.png", f"{name}.pdf"]
 
-
 def canvas(rows, columns, height, **shared):
     """A figure of panels as wide as a column of print, height in inches, and these panels (rows, columns)."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3.3 * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
-
 
 def title(ax, text, grids, points):
     """Say over a panel what it shows, of how many seeds, and whether some of its points are still missing."""
@@ -294,7 +289,6 @@ def title(ax, text, grids, points):
     note += "" if all({*points} <= grid.points.keys() for grid in grids) else ", incomplete"
     ax.set_title(text, loc="left")
     ax.set_title(note, loc="right", size=7)
-
 
 def lines_figure(grids, variance=False):
     """Figs. 2 and 5 to 9: a row of panels for each source language, a column for each equation."""
@@ -327,7 +321,6 @@ def lines_figure(grids, variance=False):
     figure.legend(legend.values(), legend, loc="outside upper center", ncols=2, handlelength=3.5)
     return figure
 
-
 def plane_figure(grids):
     """Figs. 3 and 10 for a task and pair: a panel for each language; several encoders make a column each."""
     from matplotlib.patheffects import withStroke
@@ -356,7 +349,6 @@ def plane_figure(grids):
                xlabel="α₁", ylabel="α₂")
     return figure
 
-
 def norms_figure(grids):
     """Fig. 4: the ratio of the norms of d_src and d_tgt and the angle between them, a dot for each run."""
     figure, [[ax]] = canvas(1, 1, 2.4)
@@ -370,7 +362,6 @@ def norms_figure(grids):
     figure.legend(loc="outside right upper", handlelength=1.4)
     return figure
 
-
 # ---- claims ------------------------------------------------------------------------------------------------
 def claims(grids):
     """What the grids say to each claim of the paper, a list of dicts of words, by RULES."""
@@ -379,6 +370,7 @@ def claims(grids):
         holds = all((gap >= 0) == (sign == ">=") for gap, sign in above)
         return None if any(math.isnan(gap) for gap, _ in above) else holds
 
+    grids = [grid for grid in grids if not grid.control]
     pooled, rows = numbers(grids), []
     alone, pairs = ([numbers(of) for of in group(grids, *names).values()] for names in (CASE, PAIR))
     for claim, paper, *rules in CLAIMS:
@@ -393,6 +385,14 @@ def claims(grids):
         rows.append({"claim": claim, "paper": paper} | (untested if holds is None else row))
     return rows
 
+def verdict(cases, measured):
+    """{verdict, cases, measured} of a claim that a case, a list of numbers, follows where all are above 0."""
+    if not cases:
+        return {"verdict": "not tested", "cases": "-", "measured": "-"}
+    pooled, yes = np.mean(cases, 0), sum(min(case) > 0 for case in cases)
+    holds, most = min(pooled) > 0, 2 * yes > len(cases)
+    return {"verdict": "agrees" if holds and most else "mixed" if holds or most else "differs",
+            "cases": f"{yes} of {len(cases)}", "measured": measured.format(*pooled)}
 
 @np.errstate(all="ignore")  # what is divided by nothing is NaN or infinite
 def numbers(grids):
@@ -429,7 +429,6 @@ def numbers(grids):
         found[f"{key}, XLM-R - mBERT"] = mean(gaps)
     return found
 
-
 def shape(grids, equation):
     """What a line's mean scores do between its two models, {name: (sides,)}; {} where no line is whole."""
     runs = [grid for grid in grids if {*grid.on_line(equation, True)} <= grid.points.keys()]
@@ -444,7 +443,6 @@ def shape(grids, equation):
             "largest fall": (np.maximum.accumulate(inside) - inside).max(0),
             "R squared": 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)}
 
-
 def slopes(case):
     """Gradient lengths (models, sides) of a case's mean surface at the zero-shot and the bilingual model."""
     steps = 0.1 * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
@@ -454,13 +452,11 @@ def slopes(case):
     plane = np.isfinite(gradients).all()  # else along Eq. 1 alone
     return np.linalg.norm(gradients if plane else gradients[:, :1], axis=1)
 
-
 # ---- report ------------------------------------------------------------------------------------------------
 HOW = """Mean ± standard deviation over seeds, 0 to 100, on the target's dev set, but for two source columns.
 Flatness is the lowest mean source score on Eq. 1 from alpha 0 to 1, over the bilingual model's."""
 SHOWN = {"source": (SRC, 0), "zero-shot": (SRC, 1), "bilingual": (BOTH, 1), "target only": (TGT, 1),
          "bilingual on source": (BOTH, 0)}
-
 
 def summary(grids):
     """A row {column: cell} for each task, metric, encoder and pair; scores over the seeds."""
@@ -482,7 +478,6 @@ def summary(grids):
             geometry = {}  # of the first metric only
     return rows
 
-
 def table(rows, gap=" | "):
     """Rows {column: cell} as a Markdown table, or with another gap as plain text."""
     cells = [[*rows[0]], *([row.get(name, "") for name in rows[0]] for row in rows)] if rows else []
@@ -490,13 +485,13 @@ def table(rows, gap=" | "):
     cells.insert(1, ["-" * width for width in widths])
     return "\n".join(gap.join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
-
 def remarks(grids):
     """Sentences on what the numbers leave out or mix: collapsed, unfinished, partial runs, settings."""
     said = [f"Collapsed, left out of all figures, means and claims: {grid}, {why}."
             for grid in grids if (why := grid.collapse())]
     for grid in grids:
         wanted = grid.axes.union(grid.square if grid.points.keys() - grid.axes else ())
+        wanted = {BOTH, SRC, TGT} if grid.control and grid.points.keys() <= {BOTH, SRC, TGT} else wanted
         if wanted - grid.points.keys():
             said.append(f"Incomplete: {grid}, {len(grid.points)} of {len(wanted)} points.")
     if parts := sum(grid.part != "all" for grid in grids):
@@ -509,11 +504,10 @@ def remarks(grids):
                 said.append(f"Mixed settings: {' '.join(key)}, {name} {' and '.join(values)}.")
     return said
 
-
 def report(grids, out, command, notes="", missing=()):
     """Write out/report.md with notes (Markdown) and missing (sentences); returns a text 79 columns wide."""
     rows, found, said, pictures = summary(grids), claims(grids), remarks(grids), {}
-    ingredients, ingredients_short = derive.section(grids)
+    sections = [each.section(grids) for each in further(grids)]
     for name, caption, _ in plan(grids):
         file = Path(out, "figures", f"{name}.png")
         if file.exists():  # by content: with one task and one pair, several figures are the same
@@ -522,8 +516,8 @@ def report(grids, out, command, notes="", missing=()):
     rules = [f"{claim}: {', '.join(rules)}" for claim, _, *rules in CLAIMS]
     failed, noted, ruled = ("\n".join(f"- {text}" for text in texts) for texts in (missing, said, rules))
     parts = ["# Report", f"Made by\n\n    {command}", failed and "## Missing", failed, "## Scores", HOW,
-             table(rows), noted, "## The paper's claims", table(found), ruled, RULES, ingredients, notes,
-             pictures and "## Figures", *pictures.values()]
+             table(rows), noted, "## The paper's claims", table(found), ruled, RULES,
+             *(text for text, _ in sections), notes, pictures and "## Figures", *pictures.values()]
     write(Path(out, "report.md"), "\n\n".join(filter(None, parts)).encode() + b"\n")
 
     lines = [fill(text, 79) for text in (*(f"Missing: {text}" for text in missing), *said)]
@@ -532,12 +526,17 @@ def report(grids, out, command, notes="", missing=()):
                   ("source", "zero-shot", "bilingual", "flatness")}
                  for row in rows if row["encoder"] == encoder and "flatness" in row]
         lines += ["", fill(encoder, 79), table(short, "  ")]
-    for row in found:
+    lines += verdicts(found)
+    return "\n".join(lines + [line for _, short in sections for line in ("", short)])
+
+def verdicts(rows):
+    """The lines of claims for a screen."""
+    lines = []
+    for row in rows:
         lines.append(f"{row['verdict']:12}{row['claim']}")
         if row["measured"] != "-":
             lines.append(indent(fill(f"{row['measured']}; {row['cases']} cases", 67), " " * 12))
-    return "\n".join(lines + ["", ingredients_short] if ingredients else lines)
-
+    return lines
 
 def main(argv=None):
     def complain(message):
@@ -559,7 +558,6 @@ def main(argv=None):
         hint = "; make room there, or name another --out" if isinstance(error, OSError) else ""
         print(f"plot.py: {error}{hint}", file=sys.stderr)
         return 2
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,9 @@
-"""Encoders from scratch: a RoBERTa pretrained on a plain text and on its derived language.
+"""Encoders from scratch: a RoBERTa (or a BART, for what writes) pretrained on plain texts.
 
     python reproduce.py --encoder scratch --text en.txt --task pos --src en --tgt en.transliteration
 
 After "When is BERT Multilingual?" (Deshpande et al. 2022) and, for the alignment loss, Align-MLM. A subword
-has one row of the embeddings, and V rows further on that of its transliteration; every encoder has all 2 V,
+has one row of the embeddings, and V rows further on that of its transliteration; every RoBERTa has all 2 V,
 to read any derived language. It ends as an ordinary folder, with its measures in pretraining.json.
 """
 
@@ -18,8 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 import data
 import derive
@@ -30,7 +36,6 @@ from train import Settings, train
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)   # their ids
 POOL = 16   # batches of sentences that are drawn at once and sorted by length, to pad little (ours)
-
 
 class Preset(NamedTuple):
     """Shape and schedule of a pretraining; the defaults are the paper's."""
@@ -49,12 +54,10 @@ class Preset(NamedTuple):
     selected: float = .15      # share of the subwords that are predicted
     seed: int = 0
 
-
 LIMITS = {"layers": (1, 999), "heads": (1, 999), "hidden": (1, 10**5), "dropout": (0, .9), "init": (1e-6, 1),
           "vocabulary": (256 + len(SPECIALS), 10**7), "length": (8, 10**5), "batch": (1, 10**6),
           "steps": (1, 10**9), "lr": (1e-12, 10), "warmup": (0, 10**9), "selected": (.001, 1),
           "seed": (0, 10**6)}
-
 
 def parse_preset(text, before=""):
     """The Preset of "layers=2,hidden=64,..."; what is not named is as before or as in the paper."""
@@ -74,7 +77,6 @@ def parse_preset(text, before=""):
         raise KitError(f"Pretraining: warmup={preset.warmup} is more than steps={preset.steps}: name both.")
     return preset
 
-
 def number(name, value):
     kind, (low, high) = Preset.__annotations__[name], LIMITS[name]
     try:
@@ -85,43 +87,46 @@ def number(name, value):
         raise KitError(f"Pretraining: {name}={value}; expected {kind.__name__} from {low} to {high}.")
     return found
 
+KINDS = "scratch", "scratch-original", "scratch-random"   # the controls: original language alone; no training
 
 class Scratch(NamedTuple):
-    """An encoder to pretrain for a pair of languages, of which one may be derived from the other."""
+    """An encoder that is pretrained here."""
     folder: str
-    texts: tuple
-    steps: tuple   # of derive.parse; None for the original language alone
-    align: float   # weight of the alignment loss
+    kind: str          # of KINDS
+    texts: tuple       # files, of one language each ...
+    steps: tuple = ()  # ... and, as derive.parse gives them, what makes of the last one a derived language
+    align: float = 0.  # weight of the alignment loss
+    writes: bool = False   # whether it is a BART, which rebuilds sentences
 
-
-def scratch(folder, alone, src, tgt, texts, weights):
+def scratch(folder, kind, src, tgt, texts, weights, writes=False):
     """The Scratch encoders of a pair under a folder, one for each weight of the alignment loss.
 
-    alone: the one on the original language alone. Raises KitError where the texts do not suit the pair.
+    Where no language is derived it is one encoder of all texts. Raises KitError where texts do not suit.
     """
-    original, derived = sorted((src, tgt), key=lambda lang: len(derive.parse(lang)[1]))
-    (base, none), (other, steps) = derive.parse(original), derive.parse(derived)
-    if none or len(texts) == 1 and (base != other or not steps):
-        raise KitError(f"--encoder scratch for {src} and {tgt}: with one --text, one of the two must be "
-                       "derived from the other; with two, no more than one may be derived.")
-    if alone:
-        return [Scratch(f"{folder}/{base}", tuple(texts[:1]), None, 0.)]
+    *originals, derived = sorted((*src.split("+"), tgt), key=lambda lang: len(derive.parse(lang)[1]))
+    (base, none), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
+    alone, texts = kind == "scratch-original", tuple(texts)
+    if none or steps and len(texts) > 2 or len(texts) == 1 and not alone and (base != other or not steps):
+        raise KitError(f"--encoder {kind} for {src} and {tgt}: with one --text, one of the two must be "
+                       "derived from the other; with two, no more than one may be derived, with more none.")
+    name = f"{'+'.join(originals)}-{derived}" if steps else "-".join(Path(text).stem for text in texts)
+    if writes:
+        return [Scratch(f"{folder}/{name}-bart", kind, texts, writes=True)]
+    if kind != "scratch":
+        name = base if alone else f"{name}-random"
+        return [Scratch(f"{folder}/{name}", kind, texts[:1] if alone else texts, () if alone else steps)]
     weights = [align for align in weights if not align or "transliteration" in steps]
     if not weights:
         raise KitError(f"--align for {src} and {tgt}: without a transliteration there is nothing to align; "
                        "add 0 to the weights.")
-    folder = f"{folder}/{original}-{derived}"
-    return [Scratch(f"{folder}-align{align:g}" if align else folder, tuple(texts), steps, align)
+    return [Scratch(f"{folder}/{name}" + (f"-align{align:g}" if align else ""), kind, texts, steps, align)
             for align in weights]
-
 
 def about(encoder):
     """What a grid's header says of an encoder that was pretrained here: the alignment of its embeddings."""
     path = Path(encoder, "pretraining.json")
     made = json.loads(path.read_bytes()) if path.exists() else {}
-    return made and {"alignment": made.get("P@1"), "align": made["align"],
-                     "original": made["derived by"] is None}
-
+    return made and {"alignment": made.get("P@1"), "align": made["align"], "pretraining": made["kind"]}
 
 # ---- text -------------------------------------------------------------------------------------------------
 
@@ -129,26 +134,20 @@ def sentences(path):
     """The lines of a text file that are not blank. Raises KitError with file and line."""
     return (text for _, text in data.lines(path) if text.strip())
 
-
-def check(texts, steps, align):
-    """SHA-256 of each text. Raises KitError unless texts, derivation and alignment loss go together."""
-    if len(texts) not in {None: (1,), (): (2,)}.get(steps, (1, 2)):
-        raise KitError(f"{len(texts)} texts; expected one for a language alone, two for two of which none is "
-                       "derived, one or two for a language and a derived one.")
-    if any(step not in derive.ON_IDS for step in steps or ()):
+def check(texts, steps):
+    """SHA-256 of each text. Raises KitError where one is of no use."""
+    if any(step not in derive.ON_IDS for step in steps):
         raise KitError(f"A text has no trees to be derived by {'.'.join(steps)} from: leave syntax out.")
-    if align and "transliteration" not in (steps or ()):
-        raise KitError("The alignment loss pulls subwords to their transliterations, but there are none.")
     for path in texts:
         if sum(1 for _ in islice(sentences(path), 2)) < 2:
             raise KitError(f"{path} has fewer than two lines; expected text, one sentence a line.")
     return [data.sha256(Path(path).read_bytes()) for path in texts]
 
-
 def train_tokenizer(texts, preset):
     """A tokenizer of byte-level BPE, trained on all texts; the same one in every run. Raises KitError."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)   # as inside a sentence
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=preset.vocabulary, special_tokens=list(SPECIALS),
                                   initial_alphabet=sorted(bpe.pre_tokenizer.alphabet()), show_progress=False)
     bpe.train_from_iterator(chain.from_iterable(map(sentences, texts)), trainer)
@@ -161,20 +160,19 @@ def train_tokenizer(texts, preset):
         tokenizer_object=bpe, model_max_length=positions(preset), bos_token="<s>", cls_token="<s>",
         eos_token="</s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")
 
-
 def encode(text, tokenizer):
-    """Yield the subword ids (L,) of each line of a text, between <s> and </s>."""
+    """Yield the subword ids (L,) of each line of a text; two sentences apart by a tab are a pair."""
     bpe, lines = tokenizer.backend_tokenizer, sentences(text)
     bpe.encode_special_tokens = True   # "<mask>" in a text is text
     while chunk := list(islice(lines, 10_000)):
-        for line in bpe.encode_batch_fast(chunk):
+        pairs = [tuple(line.split("\t")) if line.count("\t") == 1 else line for line in chunk]
+        for line in bpe.encode_batch_fast(pairs):
             yield np.array(line.ids, dtype=np.uint32)
-
 
 def prepare(folder, texts, steps, preset, settings):
     """Make tokenizer and text.ids of a pretraining, unless its settings, which are written last, are there.
 
-    text.ids (T,): the first text and then the last one in the derived language, uint32.
+    text.ids (T,), uint32: all texts, or the first one and then the last one in the derived language.
     """
     path = folder / "pretraining.json"
     if path.exists():
@@ -183,31 +181,29 @@ def prepare(folder, texts, steps, preset, settings):
     tokenizer = train_tokenizer(texts, preset)
     tokenizer.save_pretrained(folder)
     with open(folder / "text.ids", "wb") as f:
-        for ids in encode(texts[0], tokenizer):
+        for ids in chain.from_iterable(encode(text, tokenizer) for text in (texts[:1] if steps else texts)):
             ids.tofile(f)
-        if steps is not None:
+        if steps:
             rule = derive.Rule(steps, tokenizer, 2 * preset.vocabulary)
             for place, ids in enumerate(encode(texts[-1], tokenizer)):
                 rule(ids, (place, 0))[0].astype(np.uint32).tofile(f)
     results.write(path, json.dumps(settings, indent=1).encode())
 
-
 # ---- batches ----------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
-    """B blocks of up to L subwords, S of which are predicted."""
+    """B blocks of up to L subwords, S of which are predicted; of a BART all T of them."""
     ids: torch.Tensor            # (B, L) as they are shown
     mask: torch.Tensor | None    # (B, L) True at subwords; None where nothing is padded
-    at: torch.Tensor             # (S,) which of the B * L are predicted
-    labels: torch.Tensor         # (S,) what they are
-    count: int                   # S
-
+    at: torch.Tensor | None      # (S,) which of the B * L are predicted
+    labels: torch.Tensor         # (S,) what they are; of a BART (B, T), -100 at padding
+    count: int                   # of labels
 
 class Blocks:
     """A memory-mapped text, cut into blocks of which each step draws some, all equally often."""
 
-    def __init__(self, path, preset):
-        self.preset, self.ids = preset, np.memmap(path, np.uint32, "r")
+    def __init__(self, path, preset, writes=False):
+        self.preset, self.writes, self.ids = preset, writes, np.memmap(path, np.uint32, "r")
         if preset.blocks == "sentences":
             self.first = np.flatnonzero(self.ids == BEGIN)
             self.lengths = np.diff(self.first, append=len(self.ids)).clip(max=preset.length)
@@ -222,6 +218,10 @@ class Blocks:
         """The Batch of a step in so many parts, drawn from the step alone: a resumed run draws the same."""
         generator = torch.Generator().manual_seed(self.preset.seed * 1_000_003 + step)
         ids = self.draw(generator)
+        if self.writes:
+            shown = replace_spans(ids, self.preset, generator)
+            split = zip(shown.tensor_split(parts), ids.tensor_split(parts), strict=True)
+            return [to_rebuild(*part, device) for part in split]
         shown, selected = hide(ids, self.preset, generator)
         split = zip(*(each.tensor_split(parts) for each in (ids, shown, selected)), strict=True)
         return [to_batch(*part, device) for part in split]
@@ -237,7 +237,6 @@ class Blocks:
             row[:length] = torch.from_numpy(self.ids[first:first + length].astype(np.int64))
         return ids
 
-
 def hide(ids, preset, generator=None):
     """(shown (B, L), selected (B, L)) of ids (B, L): 15 % are selected, of which 80 % are shown as <mask>,
     10 % as a random subword of the original half, 10 % as they are; special tokens are neither.
@@ -248,12 +247,35 @@ def hide(ids, preset, generator=None):
     shown = torch.where(how < .8, MASK, torch.where(how < .9, other, ids))
     return torch.where(selected, shown, ids), selected
 
+def replace_spans(ids, preset, generator=None):
+    """ids (B, L) with spans of one to three subwords (ours), each replaced by one <mask>, as (B, L'), padded.
+
+    A `selected` share of the positions begins a span; special tokens are never in one.
+    """
+    begins = torch.rand(ids.shape, generator=generator) < preset.selected
+    lengths = torch.randint(1, 4, ids.shape, generator=generator)
+    rows = []
+    for row, starts, spans in zip(ids.tolist(), begins.tolist(), lengths.tolist(), strict=True):
+        shown, hidden = [], 0   # how many of the next subwords are still hidden
+        for subword, start, span in zip(row, starts, spans, strict=True):
+            hidden = 0 if subword < len(SPECIALS) else max(0, hidden - 1)
+            if not hidden and start and subword >= len(SPECIALS):
+                hidden = span
+                shown.append(MASK)
+            elif not hidden:
+                shown.append(subword)
+        rows.append(torch.tensor(shown))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 def to_batch(ids, shown, selected, device):
     at, mask = selected.flatten().nonzero()[:, 0], ids != PAD
     mask = None if mask.all() else mask.to(device)
     return Batch(shown.to(device), mask, at.to(device), ids.flatten()[at].to(device), len(at))
 
+def to_rebuild(shown, ids, device):
+    mask, labels = shown != PAD, ids.masked_fill(ids == PAD, -100)
+    mask = None if mask.all() else mask.to(device)
+    return Batch(shown.to(device), mask, None, labels.to(device), int((labels >= 0).sum()))
 
 # ---- model ------------------------------------------------------------------------------------------------
 
@@ -284,18 +306,33 @@ class Pretraining(torch.nn.Module):
             loss = loss - self.align * F.cosine_similarity(e[self.rows], e[self.rows + len(e) // 2]).mean()
         return loss
 
+class Rebuilding(torch.nn.Module):
+    """A BART as train() wants it: it rebuilds what replace_spans leaves of sentences (Lewis et al. 2020)."""
+
+    def __init__(self, preset):
+        super().__init__()
+        torch.manual_seed(preset.seed)
+        self.masked = BartForConditionalGeneration(BartConfig(
+            vocab_size=preset.vocabulary, d_model=preset.hidden, encoder_layers=preset.layers,
+            decoder_layers=preset.layers, encoder_attention_heads=preset.heads,
+            decoder_attention_heads=preset.heads, encoder_ffn_dim=4 * preset.hidden,
+            decoder_ffn_dim=4 * preset.hidden, dropout=preset.dropout, init_std=preset.init,
+            max_position_embeddings=positions(preset), bos_token_id=BEGIN, pad_token_id=PAD, eos_token_id=END,
+            decoder_start_token_id=END, forced_eos_token_id=None))
+
+    def loss(self, batch):
+        """Mean cross entropy of the sentences' subwords, each after those before it."""
+        return self.masked(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels).loss
 
 def positions(preset):
     """How many subwords an encoder can read: a block, and a window of fine-tuning."""
     return max(preset.length, data.MAX_SUBWORDS)
-
 
 def halves(preset):
     """Random halves (K,) of the ids without special tokens: in the alignment loss, and left out of it."""
     generator = torch.Generator().manual_seed(preset.seed)
     ids = torch.randperm(preset.vocabulary - len(SPECIALS), generator=generator) + len(SPECIALS)
     return [half.sort().values for half in ids.tensor_split(2)]
-
 
 @torch.no_grad()
 def alignment(embeddings, V, rows=None):
@@ -311,35 +348,34 @@ def alignment(embeddings, V, rows=None):
         found.append(100 * (ids[torch.cat(nearest)] == rows).float().mean().item())
     return found
 
-
 # ---- pretraining ------------------------------------------------------------------------------------------
 
-def pretrain(folder, texts, steps, preset, align, precision, device, ranks):
-    """Make an encoder folder unless it is there; returns its pretraining.json: settings, digests, alignment.
+def pretrain(scratch, preset, precision, device, ranks):
+    """Make a Scratch encoder unless it is there; returns its pretraining.json: settings, digests, alignment.
 
-    texts: one file, whose derived form is the other half, or two, of which the second is derived; steps: as
-    derive.parse gives them, or None for one language alone; ranks: results.Ranks. A killed run goes on in
-    folder.part. Raises KitError where a text is no good or a folder was made otherwise, UnitError where the
-    loss is no number.
+    ranks: results.Ranks. A killed run goes on in folder.part. Raises KitError where a text is no good or a
+    folder was made otherwise, UnitError where the loss is no number.
     """
+    folder, kind, texts, steps, align, writes = scratch
     folder, part = Path(folder), Path(f"{folder}.part")
-    about = preset._asdict() | {"derived by": None if steps is None else [*steps], "align": align,
-                                "precision": precision, "texts": check(texts, steps, align)}
+    about = preset._asdict() | {"kind": kind, "derived by": [*steps], "align": align, "writes": writes,
+                                "precision": precision, "texts": check(texts, steps)}
     if folder.exists():
         return finished(folder, about)
     with results.locked(part / "train.jsonl") as journal:
         prepare(part, texts, steps, preset, about)
-        blocks = Blocks(part / "text.ids", preset)
+        blocks = Blocks(part / "text.ids", preset, writes)
         asked = [half.to(device) for half in halves(preset)] if align else [None]
-        model = Pretraining(preset, align, asked[0]).to(device)
+        model = (Rebuilding(preset) if writes else Pretraining(preset, align, asked[0])).to(device)
         every = max(1, min(2500, preset.steps // 20))   # steps from one saving of the state to the next
         settings = Settings(preset.steps, preset.lr, [*range(every, preset.steps, every), preset.steps],
                             preset.seed, preset.warmup / preset.steps, (.9, .999), 1., precision)
-        train(model, partial(blocks.batches, device=device), lambda records: ({}, False), settings, about,
-              journal, folder.name, ranks)   # the last parameters are kept, and the model has them
+        if kind != "scratch-random":   # the last parameters are kept, and the model has them
+            train(model, partial(blocks.batches, device=device), lambda records: ({}, False), settings, about,
+                  journal, folder.name, ranks)
         model.masked.save_pretrained(part)
         about["weights"] = data.sha256((part / "model.safetensors").read_bytes())
-        if "transliteration" in (steps or ()):
+        if "transliteration" in steps:
             found = [alignment(model.embeddings(), preset.vocabulary, rows) for rows in asked]
             about["P@1"] = dict(zip(["in the loss", "left out"] if align else ["all"], found, strict=True))
         if align:
@@ -349,7 +385,6 @@ def pretrain(folder, texts, steps, preset, align, precision, device, ranks):
             path.chmod((part / "train.jsonl").stat().st_mode)   # the library leaves 0600
         part.rename(folder)
     return finished(folder, about)
-
 
 def finished(folder, about):
     """The pretraining.json of an encoder folder. Raises KitError unless it is what is asked for and whole."""
@@ -363,7 +398,6 @@ def finished(folder, about):
     results.clear(folder)
     (folder / "text.ids").unlink(missing_ok=True)
     return made
-
 
 def cost(preset, device, precision="fp32"):
     """Seconds of a step on a device, as three steps on random subwords took (on a CPU: on part of a batch).

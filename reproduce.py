@@ -15,6 +15,7 @@ The same command again continues where the last one stopped, whatever stopped it
 """
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
@@ -24,7 +25,6 @@ import data
 import derive
 from results import FORMAT, KitError, UnitError
 
-
 class Task(NamedTuple):
     """Everything that tells one task from another; its entry in TASKS is all there is to add."""
     metrics: tuple   # the scores by name, the task's own first: it names the function in heads.SCORES
@@ -32,8 +32,7 @@ class Task(NamedTuple):
     read: object     # (path, lang) -> examples
     encode: object   # (examples, tokenizer, split, label) -> data.Encoded
     labels: tuple
-    head: str        # a class in heads
-
+    head: str        # a class in heads; Generator: of generate, for what writes
 
 TASKS = {
     "xnli": Task(("accuracy",), data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI, "Linear"),
@@ -41,6 +40,8 @@ TASKS = {
     "pos": Task(("accuracy",), data.ud_file, data.read_pos, data.encode_words, data.UPOS, "Linear"),
     "parsing": Task(("LAS", "UAS"), data.ud_file, data.read_trees, data.encode_trees, data.RELATIONS,
                     "Biaffine"),
+    "title": Task(("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file,
+                  data.read_titles, data.encode_titles, (), "Generator"),
 }
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
@@ -53,17 +54,19 @@ then:      python reproduce.py --task pos --src ar --tgt de    the real experime
 INGREDIENTS = ["A.inversion", "A.permutation", "A.syntax-B", "A.transliteration",
                *(f"A.{steps}" for steps in ("syntax-B.transliteration", "transliteration.inversion",
                                             "transliteration.permutation"))]
-SCRATCH = {"scratch", "scratch-original"}   # encoders that are pretrained here
+CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
 PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
 LINE = sorted([*PLANE, 0.025, 0.05, 0.075, 0.125, 0.15, 0.175,
                0.825, 0.85, 0.875, 0.925, 0.95, 0.975])                                       # footnote 5
 
+def writes(task):
+    """Whether a task's answers are texts, which an encoder-decoder writes."""
+    return TASKS[task].head == "Generator"
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"reproduce.py: {message} (--help lists the flags)\n")
-
 
 def parse_arguments(argv=None):
     """The settings of a run; exits with one sentence and code 2 where they make no sense."""
@@ -71,27 +74,37 @@ def parse_arguments(argv=None):
     natural = at_least(1)
     g = p.add_argument_group("what to run")
     g.add_argument("--task", nargs="+", type=one_of(TASKS), metavar="TASK", help=", ".join(TASKS))
-    g.add_argument("--src", nargs="+", metavar="LANG", help="every pair of --src and --tgt is run")
+    g.add_argument("--src", nargs="+", metavar="LANG",
+                   help="every pair of --src and --tgt is run; en+fr: two source languages together")
     g.add_argument("--tgt", nargs="+", metavar="LANG",
                    help=f"{' '.join(data.TREEBANKS)}, or derived, as en.inversion (see derive.py)")
     g.add_argument("--encoder", nargs="+", metavar="NAME",
-                   help="mbert, xlmr, a name on the hub or a local folder (default mbert); scratch: one "
-                        "pretrained for the pair, scratch-original: on the original language alone")
+                   help="mbert, xlmr, mt5, a name on the hub or a local folder (default mbert); scratch: one "
+                        "pretrained for the pair; its controls: scratch-original, scratch-random")
     g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3")
     g.add_argument("--paper", action="store_true",
                    help="the paper's matrix, 2 encoders, 4 tasks, 15 pairs; the flags above narrow it")
-    g.add_argument("--demo", nargs="?", const="languages", choices=["languages", "ingredients"],
+    g.add_argument("--demo", nargs="?", const="languages", choices=["languages", "ingredients", "generation"],
                    help="two invented languages and a tiny encoder, pretrained here; ingredients: one "
-                        "language and those derived from it, an encoder each")
+                        "language and those derived from it, an encoder each; generation: titles in three")
     g.add_argument("--dry-run", action="store_true", help="print the plan and what of it is done, and stop")
     g = p.add_argument_group("fine-tuning (defaults: App. A of the paper; the demo has its own)")
     g.add_argument("--epochs", type=natural, metavar="N", help="default 5")
     g.add_argument("--batch-size", type=natural, metavar="N",
                    help="default 32; where memory runs out a batch is cut into parts, to the same end")
-    g.add_argument("--lr", type=at_least(1e-12, float), metavar="X", help="at its peak, default 2e-5")
+    g.add_argument("--lr", nargs="+", type=at_least(1e-12, float), metavar="X",
+                   help="at its peak, default 2e-5; further ones are controls, which stand beside")
     g.add_argument("--limit", type=natural, metavar="N", help="the first N training and dev sentences")
     g.add_argument("--precision", choices=["bf16", "fp32"],
                    help="of training: default bf16 on cuda, fp32 on cpu; grids are scored in tf32 or fp32")
+    g.add_argument("--select", choices=["dev", "xlrs", "last"], default="dev",
+                   help="which checkpoint is kept: that of the best dev score (default), of the lowest XLRS "
+                        "within a point of it, or the last one")
+    g.add_argument("--parallel", nargs="*", metavar="FILE",
+                   help="log XLRS and the target's score at every dev scoring, on sentences of files named "
+                        "after their language, as en.txt, translations line by line (default XNLI's dev set)")
+    g.add_argument("--language-tokens", action="store_true",
+                   help="--task title: name the languages to models that have tokens for them, as mBART")
     g = p.add_argument_group("pretraining (--encoder scratch; see pretrain.py)")
     g.add_argument("--text", nargs="+", metavar="FILE",
                    help="a sentence a line: the original, from which the derived text is made, or both")
@@ -100,7 +113,7 @@ def parse_arguments(argv=None):
     g.add_argument("--align", nargs="+", type=at_least(0, float), metavar="W", default=[0.0],
                    help="weights of the alignment of transliterated embeddings, an encoder each (default 0)")
     g = p.add_argument_group("interpolation")
-    g.add_argument("--part", choices=["all", "encoder", "head"], default="all",
+    g.add_argument("--part", choices=["all", "encoder", "head", "decoder"], default="all",
                    help="what is interpolated, the rest stays the bilingual model's (default all)")
     g.add_argument("--lines-only", action="store_true", help="Eq. 1 and 2 only, 65 points instead of 465")
     g = p.add_argument_group("where")
@@ -109,23 +122,27 @@ def parse_arguments(argv=None):
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one)")
     return completed(p.parse_args(argv), p)
 
-
 def completed(args, p):
     """The settings with their defaults; exits with one sentence where they make no sense."""
-    out = {None: "results", "languages": "results/demo", "ingredients": "results/demo-ingredients"}
-    args.out = args.out or out[args.demo]
+    out = {None: "results", "languages": "results/demo"}
+    args.out = args.out or out.get(args.demo, f"results/demo-{args.demo}")
     if args.demo:
         asked = args.src or args.encoder or args.paper or args.data or args.text
         if asked or args.tgt and args.demo == "languages":
             p.error("--demo brings its own: leave out --src, --tgt, --encoder, --data, --text and --paper")
         data.TREEBANKS.update(data.INVENTED)
         args.src, args.data = ["A"], f"{args.out}/data"
+        args.encoder = ["scratch"]
     if args.demo == "languages":
-        args.encoder, args.tgt, args.task = [f"{args.out}/tiny-bert"], ["B"], args.task or PAPER["task"]
+        args.tgt, args.task = ["B"], args.task or PAPER["task"]
     if args.demo == "ingredients":
-        args.encoder, args.tgt = ["scratch"], args.tgt or INGREDIENTS
+        args.tgt = args.tgt or INGREDIENTS
         args.task, args.seeds = args.task or ["pos", "ner"], args.seeds or [1]
         args.align, args.lines_only = [0.0, 5.0], True
+    if args.demo == "generation":
+        args.task, args.src, args.tgt, args.seeds = ["title"], ["A", "A+C"], ["B"], args.seeds or [1]
+        args.lr = args.lr or [5e-4, 2e-3]
+        args.lines_only, args.parallel = True, [f"{args.data}/parallel/{lang}.txt" for lang in "ABC"]
     for name, value in PAPER.items():
         if args.paper or name == "seeds":
             setattr(args, name, getattr(args, name) or value)
@@ -135,18 +152,26 @@ def completed(args, p):
     for name in ("task", "src", "tgt"):
         if not getattr(args, name):
             p.error(f"--{name} is missing: name one or more, or use --demo or --paper")
-    if not args.demo and any(name in SCRATCH for name in args.encoder) != bool(args.text):
+    if not args.demo and any(name.split("-")[0] == "scratch" for name in args.encoder) != bool(args.text):
         p.error("--encoder scratch and --text FILE go together")
-    for name in [*args.src, *args.tgt]:
+    if args.select == "xlrs" and args.parallel is None:
+        p.error("--select xlrs needs --parallel")
+    if any({"decoder": not writes(task), "head": writes(task)}.get(args.part) for task in args.task):
+        p.error(f"--part {args.part} is not there in every --task: the task title has no head, but a decoder")
+    for name in [lang for side in args.src for lang in side.split("+")] + args.tgt:
         try:
-            derive.parse(name)
+            if derive.parse(name)[1] and any(map(writes, args.task)):
+                raise KitError(f"{name}: --task title is there for languages that are not derived.")
         except KitError as e:
             hint = " Separate names by spaces." if "," in name else ""
             p.error(f"{e}{' Write it in lower case.' if name.lower() in data.TREEBANKS else hint}")
-    if all(src == tgt for src in args.src for tgt in args.tgt):
+    if not pairs_of(args):
         p.error(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
     return args
 
+def pairs_of(args):
+    """[(src, tgt)] of a run, each a pair of different languages."""
+    return [(src, tgt) for src in args.src for tgt in args.tgt if tgt not in src.split("+")]
 
 def one_of(names):
     """A type for argparse: one of some names."""
@@ -158,7 +183,6 @@ def one_of(names):
             raise argparse.ArgumentTypeError(f"{text!r} is not known; {hint}there are {there}")
         return text
     return name
-
 
 def at_least(low, kind=int):
     """A type for argparse: a number from `low` up."""
@@ -173,7 +197,6 @@ def at_least(low, kind=int):
         return value
     return number
 
-
 if __name__ == "__main__":   # --help and a wrong flag are answered before the imports that take seconds
     ARGS = parse_arguments()
     signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C just ends them; afterwards answer() takes over
@@ -185,7 +208,8 @@ import math
 import shlex
 import socket
 import time
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +218,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 import demo
+import generate
 import heads
 import plot
 import pretrain
@@ -201,43 +226,54 @@ import results
 from heads import label
 from train import Settings, train
 
+SCORES = heads.SCORES | generate.SCORES   # by a task's first metric
+
 # ---- plan -------------------------------------------------------------------------------------------------
 
 class Finetuned(NamedTuple):
-    """One fine-tuned model; langs: one language, or two in alphabetical order."""
+    """One fine-tuned model; langs: its languages in alphabetical order."""
     task: str
     encoder: str
     langs: tuple
     seed: int
+    lr: float | None = None   # of a control, else the run's own
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} seed {self.seed}"
+        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self)}"
 
     def path(self, out):
-        folder = Path(out, "models", self.task, label(self.encoder), "-".join(self.langs), f"seed{self.seed}")
-        return folder / "model.safetensors"
+        folder = Path(out, "models", self.task, label(self.encoder), "-".join(self.langs))
+        return folder / seed(self).replace(" ", "") / "model.safetensors"
 
+def seed(unit):
+    """The seed of a unit in words, and the learning rate of a control."""
+    return f"seed {unit.seed}" + (f".lr {unit.lr:g}" if unit.lr else "")
 
 class Pair(NamedTuple):
     """A source and a target of one task, encoder and seed: three models, and the points of their plane."""
     task: str
     encoder: str
-    src: str
+    src: str   # one language, or several, as en+fr
     tgt: str
     seed: int
+    lr: float | None = None   # of a control, else the run's own
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} seed {self.seed}"
+        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self)}"
+
+    def langs(self):
+        """The languages of its two sides."""
+        return tuple(self.src.split("+")), (self.tgt,)
 
     def models(self):
         """The three corners of the plane: both, source, target."""
-        return [Finetuned(self.task, self.encoder, langs, self.seed)
-                for langs in (tuple(sorted((self.src, self.tgt))), (self.src,), (self.tgt,))]
+        src, tgt = self.langs()
+        return [Finetuned(self.task, self.encoder, tuple(sorted(langs)), self.seed, self.lr)
+                for langs in (src + tgt, src, tgt)]
 
     def path(self, out, part):
-        name = f"seed{self.seed}.jsonl" if part == "all" else f"seed{self.seed}.{part}.jsonl"
-        return Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}", name)
-
+        name = seed(self).replace(" ", "") + ("" if part == "all" else f".{part}")
+        return Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}", f"{name}.jsonl")
 
 def plan(args):
     """(models, pairs) of a run: every pair of the chosen matrix, and each distinct model once."""
@@ -247,33 +283,37 @@ def plan(args):
             raise KitError(f"The encoders {encoder} and {named[label(encoder)]} would both be called "
                            f"{label(encoder)} in {args.out}: rename a folder, or run them into two --out.")
     pairs = list(dict.fromkeys(
-        Pair(task, encoder, src, tgt, seed) for task in args.task for src in args.src for tgt in args.tgt
-        if src != tgt for encoder in encoders(args, src, tgt) for seed in args.seeds))
+        Pair(task, encoder, src, tgt, seed, lr) for task in args.task for src, tgt in pairs_of(args)
+        for encoder in encoders(args, task, src, tgt) for seed in args.seeds
+        for lr in (None, *(args.lr or ())[1:])))
     pairs.sort(key=lambda pair: (args.task.index(pair.task), pair.encoder))   # each is loaded once
     models = [model for pair in pairs for model in pair.models()]
-    if args.demo == "languages" and "pos" in args.task:   # the control: no pretraining, source only
-        models += [Finetuned("pos", demo.control(args.out), ("A",), seed) for seed in args.seeds]
+    if args.demo == "languages" and "pos" in args.task:
+        [control] = scratch(args, CONTROL, "pos", "A", "B")
+        models += [Finetuned("pos", control.folder, ("A",), seed) for seed in args.seeds]
     return list(dict.fromkeys(models)), pairs
 
-
-def scratch(args, kind, src, tgt):
+def scratch(args, kind, task, src, tgt):
     """The encoders that are pretrained for a pair, one for each --align (pretrain.Scratch)."""
-    texts = demo.texts(args.out, src, tgt) if args.demo else args.text
-    return pretrain.scratch(f"{args.out}/encoders", kind == "scratch-original", src, tgt, texts, args.align)
-
+    texts = demo.texts(args.out, args.demo, src, tgt) if args.demo else args.text
+    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, args.align, writes(task))
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
-    return list(dict.fromkeys(
-        made for kind in args.encoder if kind in SCRATCH for src in args.src for tgt in args.tgt if src != tgt
-        for made in scratch(args, kind, src, tgt)))
+    kinds = [kind for kind in args.encoder if kind in pretrain.KINDS]
+    kinds += [CONTROL] if args.demo == "languages" else []
+    return list(dict.fromkeys(made for kind in kinds for task in args.task for src, tgt in pairs_of(args)
+                              for made in scratch(args, kind, task, src, tgt)))
 
-
-def encoders(args, src, tgt):
+def encoders(args, task, src, tgt):
     """The encoders of a pair: what --encoder names, or the folders of those that are pretrained for it."""
     for name in args.encoder:
-        yield from (made.folder for made in scratch(args, name, src, tgt)) if name in SCRATCH else [name]
+        made = scratch(args, name, task, src, tgt) if name in pretrain.KINDS else ()
+        yield from (each.folder for each in made) if made else [name]
 
+def pretraining(args):
+    """The Preset of a run: what was asked for, else the demo's, else the paper's."""
+    return pretrain.parse_preset(args.pretraining, demo.PRETRAINING[args.demo] if args.demo else "")
 
 def points(lines_only):
     """Distinct points (a1, a2) of Eq. 3, the lines first: Eq. 1 at a is (1-a, 0), Eq. 2 at a is (0, 1-a)."""
@@ -281,35 +321,36 @@ def points(lines_only):
     plane = [] if lines_only else [(a1, a2) for a1 in PLANE for a2 in PLANE]
     return list(dict.fromkeys(lines + plane))
 
-
 def points_of(args, pair):
-    """The points of one pair; the demo spares its reader all planes but one."""
+    """The points of one pair; a demo spares its reader all planes but one, and a control's lines."""
+    if args.demo and pair.lr:
+        return [plot.BOTH, plot.SRC, plot.TGT]
     return points(args.lines_only or args.demo and (pair.task, pair.seed) != ("pos", args.seeds[0]))
 
-
-def settings(args, task):
-    """Fine-tuning settings of a task: what was asked for, else the demo's, else the paper's."""
-    chosen = FINE_TUNING | (demo.SETTINGS.get(task, {}) if args.demo else {})
-    asked = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
-    return chosen | asked | {"limit": args.limit, "precision": args.precision}
-
+def settings(args, unit):
+    """Fine-tuning settings of a unit: what was asked for, else the demo's, else the paper's."""
+    chosen = FINE_TUNING | (demo.SETTINGS.get(unit.task, {}) if args.demo else {})
+    asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": unit.lr or args.lr and args.lr[0]}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    further = {"select": args.select} if args.select != "dev" else {}
+    further |= {"language_tokens": True} if args.language_tokens and writes(unit.task) else {}
+    return chosen | asked | {"limit": args.limit, "precision": args.precision} | further
 
 def dry_run(args, models, pairs):
     """Print the distinct models, pairs and points of a plan and what of it is done."""
     trained = sum(model.path(args.out).exists() for model in models)
     print(f"{trained} of {len(models)} distinct models done (pairs share them); {len(pairs)} pairs:")
-    for task, encoder in dict.fromkeys((pair.task, pair.encoder) for pair in pairs):
+    for task, encoder, lr in dict.fromkeys((pair.task, pair.encoder, pair.lr) for pair in pairs):
         wanted = have = 0
-        for pair in (pair for pair in pairs if (pair.task, pair.encoder) == (task, encoder)):
+        for pair in (pair for pair in pairs if (pair.task, pair.encoder, pair.lr) == (task, encoder, lr)):
             path, todo = pair.path(args.out, args.part), set(points_of(args, pair))
             grid = plot.read(path) if path.exists() else None
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
-        print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, task)))
+        print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
-        preset = pretrain.parse_preset(args.pretraining, demo.PRETRAINING if args.demo else "")
+        preset = pretraining(args)
         hours = preset.steps * pretrain.cost(preset, find_device(args.device), args.precision) / 3600
         print(f"to pretrain before: {', '.join(todo)}; at most {hours:.2f} hours each on this device")
-
 
 # ---- run --------------------------------------------------------------------------------------------------
 
@@ -324,8 +365,12 @@ class Run:
         self.scored_in = "tf32" if on_gpu and args.precision == "bf16" else "fp32"
         torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
         self.subwords = 16384 if on_gpu else 1280   # of a dev batch; halved where memory runs out
+        self.watch = generate.Watch(self, pairs_of(args))
         if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
+        with suppress(AttributeError):   # glibc alone: else a step of mBERT spends 6 % on getting memory anew
+            for threshold in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: freed memory stays ours
+                ctypes.CDLL(None).mallopt(threshold, 2 ** 31 - 1)
 
     def source(self, task, lang, split):
         """The data.Source of a language's file; a derived language has the files of its base."""
@@ -336,12 +381,18 @@ class Run:
         steps = [step.split("-", 1) for step in derive.parse(lang)[1]]
         return [data.ud_file(self.args.data, other[0], "train") for kind, *other in steps if kind == "syntax"]
 
+    def encoder(self, task, name):
+        """The pretrained heads.Encoder of a task."""
+        return generate.load_generator(name) if writes(task) else heads.load_encoder(name)
+
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
         """A corpus file as an Encoded set on the device."""
-        t, (base, steps), encoder = TASKS[task], derive.parse(lang), heads.load_encoder(encoder)
-        read, path = self.reader(task, lang), self.source(task, lang, split).path
-        encoded = data.load(path, base, split, read, t.encode, encoder.tokenizer, self.args.limit)
+        t, (base, steps), encoder = TASKS[task], derive.parse(lang), self.encoder(task, encoder)
+        read, path, encode = self.reader(task, lang), self.source(task, lang, split).path, t.encode
+        if writes(task) and self.args.language_tokens:
+            encode = partial(encode, language=generate.language_token(encoder.tokenizer, lang))
+        encoded = data.load(path, base, split, read, encode, encoder.tokenizer, self.args.limit)
         if steps:
             rows = encoder.model.config.vocab_size
             encoded = derive.derive(encoded, steps, encoder.tokenizer, rows, t.labels)
@@ -365,9 +416,17 @@ class Run:
 
     def model(self, unit):
         """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1)."""
-        task, encoder = TASKS[unit.task], heads.load_encoder(unit.encoder)
+        task, encoder = TASKS[unit.task], self.encoder(unit.task, unit.encoder)
+        if writes(unit.task):
+            return generate.Generator(encoder, given=int(self.args.language_tokens)).to(self.device)
         torch.manual_seed(unit.seed)   # of the head
         return heads.Model(encoder, getattr(heads, task.head), len(task.labels)).to(self.device)
+
+    def finetuned(self, unit):
+        """The model of a Finetuned, in eval mode."""
+        model = self.model(unit).eval().requires_grad_(False)
+        model.load_state_dict(self.trained(unit), strict=False)   # buffers are the module's own
+        return model
 
     def trained(self, unit):
         """{name: parameter} of a Finetuned, on the CPU. Raises KitError if they are not those saved."""
@@ -379,15 +438,19 @@ class Run:
         return tensors
 
     @torch.no_grad()
-    def score(self, predict, task, dev):
-        """{metric: score from 0 to 100} of a dev set: the one way a model is scored, anywhere.
+    def score(self, predict, unit, lang, langs=()):
+        """{metric: score from 0 to 100} on a language's dev set: the one way a model is scored, anywhere.
 
-        predict: a Model in eval mode or a Plane, a function from a Batch to predictions (B, N, K).
+        predict: a model in eval mode or a Plane, a function from a Batch to predictions (B, N, K); unit: a
+        Finetuned or a Pair; langs: those among which the language of what is written is told.
         """
-        metrics = TASKS[task].metrics
+        metrics, dev = TASKS[unit.task].metrics, self.examples(unit.task, unit.encoder, lang, "dev")
+        count = SCORES[metrics[0]]
+        if writes(unit.task):
+            count = partial(count, lang=lang, languages=self.languages(unit.task, tuple(sorted(langs))))
         while True:
             try:
-                counts = heads.SCORES[metrics[0]](self.predictions(predict, dev), dev).tolist()
+                counts = count(self.predictions(predict, dev), dev).tolist()
                 return {name: round(100 * right / max(1, of), 4)
                         for name, (right, of) in zip(metrics, counts)}
             except (RuntimeError, MemoryError) as e:
@@ -395,6 +458,22 @@ class Run:
                     raise
             self.subwords //= 2   # smaller batches, the same scores
             torch.cuda.empty_cache()
+
+    def side(self, predict, pair, langs):
+        """(mean score, {language: score}) of one side of a pair, as `score` gives them."""
+        each = {lang: self.score(predict, pair, lang, sum(pair.langs(), ())) for lang in langs}
+        mean = {metric: round(sum(score[metric] for score in each.values()) / len(each), 4)
+                for metric in TASKS[pair.task].metrics}
+        return mean, each
+
+    @lru_cache(maxsize=None)
+    def languages(self, task, langs):
+        """What tells some languages apart, from their training examples (generate.Languages)."""
+        found = generate.Languages({lang: TASKS[task].read(self.source(task, lang, "train").path, lang)
+                                    for lang in langs})
+        for said in found.describe():
+            self.ranks.say(f"{task}: {said}")
+        return found
 
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
@@ -405,7 +484,6 @@ class Run:
         for rows, labels in made:
             found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
         return found[:-1]
-
 
 def find_device(name):
     """The torch.device to compute on. Raises KitError where it is not there."""
@@ -420,7 +498,6 @@ def find_device(name):
         why = str(e).splitlines()[0]
         raise KitError(f"--device {name} cannot be used ({why}); expected cuda, cuda:0 or cpu.") from None
 
-
 # ---- fine-tune --------------------------------------------------------------------------------------------
 
 def finetune(run, unit):
@@ -433,7 +510,6 @@ def finetune(run, unit):
             return run.ranks.say(f"{unit}: already trained, in {path.parent}")
         model = run.model(unit)
         train_sets = {lang: run.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
-        dev_sets = {lang: run.examples(unit.task, unit.encoder, lang, "dev") for lang in unit.langs}
         sizes = tuple((lang, len(examples)) for lang, examples in train_sets.items())
         per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
         scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
@@ -448,10 +524,11 @@ def finetune(run, unit):
             return [train_sets[lang].batch(part) for part in parts]
 
         def evaluate(records):
-            scores = {lang: run.score(model, unit.task, dev) for lang, dev in dev_sets.items()}
+            scores = {lang: run.score(model, unit, lang, unit.langs) for lang in unit.langs}
             own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
-            mean = round(sum(own) / len(own), 4)
-            return {"score": scores, "mean": mean}, all(mean > record["mean"] for record in records)
+            record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
+            rule = run.args.select if "xlrs" in record or run.args.select != "xlrs" else "dev"
+            return record, generate.choose([*records, record], rule) is record
 
         kept, best = train(model, batches, evaluate, chosen, config, journal, str(unit), run.ranks)
         best = {name: value.cpu() for name, value in best.items()}
@@ -460,14 +537,12 @@ def finetune(run, unit):
     run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {chosen.steps} steps, "
                   f"{time.time() - began:.0f} s")
 
-
 def model_config(run, unit):
     """Everything that decides a model's parameters, so that a file made otherwise is never taken for it."""
     return {"format": FORMAT, "task": unit.task, "encoder": label(unit.encoder), "langs": list(unit.langs),
-            "seed": unit.seed, **settings(run.args, unit.task),
-            "encoder_digest": heads.load_encoder(unit.encoder).digest,
+            "seed": unit.seed, **settings(run.args, unit),
+            "encoder_digest": run.encoder(unit.task, unit.encoder).digest,
             "data": {lang: run.digests(unit.task, lang) for lang in unit.langs}}
-
 
 @lru_cache(maxsize=1)
 def batch_order(sizes, batch_size, seed, epoch):
@@ -481,7 +556,6 @@ def batch_order(sizes, batch_size, seed, epoch):
         shuffled = rng.permutation(size)
         batches += [(lang, shuffled[first:first + batch_size]) for first in range(0, size, batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
 
 # ---- interpolate ------------------------------------------------------------------------------------------
 
@@ -530,7 +604,6 @@ class Plane:
             ratio, angle = norm_src / norm_tgt, math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
         return {"norm_src": norm_src, "norm_tgt": norm_tgt, "norm_ratio": ratio, "angle": angle}
 
-
 # ---- evaluate ---------------------------------------------------------------------------------------------
 
 def evaluate(run, pair):
@@ -546,16 +619,19 @@ def evaluate(run, pair):
         todo = [point for point in todo if point not in have]
         if not todo:
             return
-        dev = {lang: run.examples(pair.task, pair.encoder, lang, "dev") for lang in (pair.src, pair.tgt)}
         plane = Plane(run.model(pair), *map(run.trained, pair.models()), part=run.args.part)
         if not past:
-            results.append_line(f, header | about_dev(pair.task, dev) | plane.geometry())
+            header |= about_dev(run, pair) | run.watch.about(pair)
+            results.append_line(f, header | plane.geometry())
         for a1, a2 in tqdm(todo, str(pair), unit="point", leave=False, disable=run.ranks.quiet):
             plane.move(a1, a2)
-            src, tgt = (run.score(plane, pair.task, examples) for examples in dev.values())
-            results.append_line(f, {"a1": a1, "a2": a2, "src": src, "tgt": tgt})
+            (src, each), (tgt, _) = (run.side(plane, pair, langs) for langs in pair.langs())
+            line = {"a1": a1, "a2": a2, "src": src, "tgt": tgt} | ({"each": each} if len(each) > 1 else {})
+            if writes(pair.task) and (a1, a2) in (plot.BOTH, plot.SRC):
+                dev = run.examples(pair.task, pair.encoder, pair.tgt, "dev")
+                line["written"] = generate.examples(plane, dev)
+            results.append_line(f, line)
     run.ranks.say(f"{pair}: {len(todo)} points, {time.time() - began:.0f} s")
-
 
 def grid_header(run, pair):
     """The first line of a pair's file, without what has to be computed."""
@@ -565,26 +641,28 @@ def grid_header(run, pair):
         results.check_same(model_config(run, unit), about["config"], unit.path(run.args.out))
         models[role] = about.get("digest")
     return {"format": FORMAT, "task": pair.task, "metrics": list(TASKS[pair.task].metrics),
-            "encoder": label(pair.encoder), "encoder_digest": heads.load_encoder(pair.encoder).digest,
+            "encoder": label(pair.encoder), "encoder_digest": run.encoder(pair.task, pair.encoder).digest,
             "src": pair.src, "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": LINE,
-            "plane": PLANE, "scored_in": run.scored_in, "settings": settings(run.args, pair.task),
-            "models": models, "data": {lang: run.digests(pair.task, lang) for lang in (pair.src, pair.tgt)},
-            **pretrain.about(pair.encoder)}
+            "plane": PLANE, "scored_in": run.scored_in, "settings": settings(run.args, pair),
+            "models": models, "data": {lang: run.digests(pair.task, lang) for lang in sum(pair.langs(), ())},
+            **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
 
-
-def about_dev(task, dev):
+def about_dev(run, pair):
     """What a header says of its dev sets: sizes, and the score of always giving the most frequent class.
 
-    For accuracy that is the class's share; no span and no tree is a class, so for the other metrics it is 0.
+    For accuracy that is the class's share; no span, tree or text is one, so for other metrics it is 0.
     """
     sizes, majority = {}, {}
-    for lang, examples in dev.items():
-        gold = examples.gold[:, 0][examples.gold[:, 0] >= 0]
-        most = torch.bincount(gold).max().item() if TASKS[task].metrics[0] == "accuracy" else 0
-        majority[lang] = round(100 * most / len(gold), 4)
-        sizes[lang] = {"sentences": examples.counts["sentences"], "lost": examples.lost}
+    for side, langs in zip((pair.src, pair.tgt), pair.langs(), strict=True):
+        shares = []
+        for lang in langs:
+            examples = run.examples(pair.task, pair.encoder, lang, "dev")
+            gold = examples.gold[:, 0][examples.gold[:, 0] >= 0]
+            most = torch.bincount(gold).max().item() if TASKS[pair.task].metrics[0] == "accuracy" else 0
+            shares.append(100 * most / len(gold))
+            sizes[lang] = {"sentences": examples.counts["sentences"], "lost": examples.lost}
+        majority[side] = round(sum(shares) / len(shares), 4)
     return {"dev": sizes, "majority": majority}
-
 
 # ---- main -------------------------------------------------------------------------------------------------
 
@@ -595,13 +673,11 @@ def main(args):
     if args.dry_run:
         return dry_run(args, models, pairs)
     if args.demo:
-        for part in run.ranks.take(demo.PARTS[args.demo]):
-            demo.prepare(args.out, args.demo, part, run.ranks)
+        for part in run.ranks.take(demo.PARTS):
+            demo.prepare(args.out, args.demo, part)
         run.ranks.barrier()
-    preset = pretrain.parse_preset(args.pretraining, demo.PRETRAINING if args.demo else "")
     for encoder in run.ranks.take(scratch_encoders(args)):
-        pretrain.pretrain(encoder.folder, encoder.texts, encoder.steps, preset, encoder.align, args.precision,
-                          run.device, run.ranks)
+        pretrain.pretrain(encoder, pretraining(args), args.precision, run.device, run.ranks)
     run.ranks.barrier()
     check_data(run, models)
     for model in run.ranks.take(models):
@@ -615,7 +691,6 @@ def main(args):
     run.ranks.barrier()
     return report(run, grids, models, pairs) if run.ranks.rank == 0 else 0
 
-
 def check_data(run, models):
     """Fetch, read, encode and count the corpus files before anything is trained on them or written."""
     files = {}
@@ -624,8 +699,10 @@ def check_data(run, models):
             for split in ("dev",) if unit.path(run.args.out).exists() else ("train", "dev"):
                 files[unit.task, unit.encoder, lang, split] = run.source(unit.task, lang, split)
     if run.ranks.rank == 0:
-        data.fetch([*files.values(), *(source for _, _, lang, _ in files for source in run.orders(lang))])
+        orders = (source for _, _, lang, _ in files for source in run.orders(lang))
+        data.fetch([*files.values(), *orders, *run.watch.sources()])
     run.ranks.barrier()
+    run.watch.read()
     for task, encoder, lang, split in run.ranks.take(list(files)):
         examples = run.examples(task, encoder, lang, split)
         base = derive.parse(lang)[0]
@@ -635,7 +712,6 @@ def check_data(run, models):
         if note := data.departure(source, task, base, split, examples.counts["in_file"]):
             run.ranks.say(f"warning: {note}")
     run.ranks.barrier()
-
 
 def attempt(run, unit, work, record, needs=()):
     """Do a unit of work once all it needs is there; if it cannot be done, record why and go on."""
@@ -652,10 +728,9 @@ def attempt(run, unit, work, record, needs=()):
             raise
         problem = f"{unit}: a single example does not fit into memory ({str(e).splitlines()[0]})."
     if problem:
-        results.write(record, json.dumps({"problem": problem, **settings(run.args, unit.task)}).encode())
+        results.write(record, json.dumps({"problem": problem, **settings(run.args, unit)}).encode())
         run.ranks.say(problem)
     run.ranks.finish(unit, problem)
-
 
 def report(run, grids, models, pairs):
     """Write report.md and print its short form; returns the exit code."""
@@ -664,7 +739,6 @@ def report(run, grids, models, pairs):
     print(plot.report(grids, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
     print(f"\nLook first at {run.args.out}/report.md and {run.args.out}/figures/fig2-lines.png.")
     return 3 if missing else 0
-
 
 def on_every_core(args, cores):
     """Run main as one single-threaded process per core, from which the tiny encoder gains."""
@@ -680,11 +754,9 @@ def on_every_core(args, cores):
         return 130
     return 0
 
-
 def one_rank(rank, args):
     os.environ["RANK"] = str(rank)
     sys.exit(answer(args))
-
 
 def answer(args):
     """main with its mistakes told as sentences; returns the exit code."""
@@ -701,7 +773,6 @@ def answer(args):
         problem = f"{e.filename or 'A file'} could not be written or read: {e.strerror or e}."
     print(f"reproduce.py: {problem}", file=sys.stderr)
     return 2
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,14 +18,11 @@ from tqdm import tqdm
 
 FORMAT = 2  # of models and grids; raised when an older folder can no longer be continued
 
-
 class KitError(ValueError):
     """A mistake that a person can put right, in a sentence: where, which value, what to do."""
 
-
 class UnitError(KitError):
     """A unit of work that cannot be finished: it is recorded, and all that does not need it goes on."""
-
 
 # ---- units and ranks --------------------------------------------------------------------------------------
 
@@ -93,7 +90,6 @@ class Ranks:
             raise KitError(f"Another process of this run has ended, so this one (rank {self.rank}) stops too "
                            f"({str(e).splitlines()[0]}). The same command continues.") from None
 
-
 # ---- files ------------------------------------------------------------------------------------------------
 
 @contextmanager
@@ -112,7 +108,6 @@ def locked(path, wait=False):
         e.filename = e.filename or str(path)   # a full disk gives no name
         raise
 
-
 def write(path, content):
     """Write bytes whole or not at all; the temporary file takes over what a killed run left."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -129,7 +124,6 @@ def write(path, content):
                 temporary.unlink(missing_ok=True)
                 raise
 
-
 def read_lines(f, path):
     """The JSON lines of an open file; a torn last line, of a killed process, is cut off to be done again."""
     f.seek(0)
@@ -143,23 +137,19 @@ def read_lines(f, path):
         raise KitError(f"{path} is damaged: a line in it is no JSON. Delete the file; "
                        "the same command makes it again.") from None
 
-
 def clear(folder):
     """Remove what only an unfinished training needs, and what a killed one has left behind."""
     for left in [folder / "state.safetensors", *folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
         left.unlink(missing_ok=True)
 
-
 def line(record):
     """The bytes of one JSON line."""
     return json.dumps(record).encode() + b"\n"
-
 
 def append_line(f, record):
     """Add one JSON line to an open file; it is there even if the process is killed right after."""
     f.write(line(record))
     f.flush()
-
 
 def save_tensors(path, tensors, metadata):
     """Write {name: tensor} and a JSON-able dict as safetensors, whole or not at all, in the umask's mode."""
@@ -179,7 +169,6 @@ def save_tensors(path, tensors, metadata):
     finally:
         temporary.unlink(missing_ok=True)
 
-
 def load_tensors(path, tensors=True):
     """(metadata, {name: tensor}) of a file that save_tensors wrote, on the CPU; {} if they are not wanted."""
     import safetensors
@@ -193,7 +182,6 @@ def load_tensors(path, tensors=True):
         raise KitError(f"{path} is torn or not of this kit ({e}). Delete it; "
                        "the same command makes it again.") from None
 
-
 def digest(tensors):
     """SHA-256 of {name: tensor}: names and values in the order of the names."""
     found = hashlib.sha256()
@@ -202,14 +190,12 @@ def digest(tensors):
         found.update(tensors[name].detach().cpu().contiguous().numpy())
     return found.hexdigest()
 
-
 def check_same(want, have, path):
     """Raise KitError, naming the first setting that differs, unless a file was made as is now asked for."""
     for key in want:
         if want[key] != have.get(key):
             raise KitError(f"{path} was made with {key} {have.get(key)}, this run asks for {want[key]}. "
                            "Ask for the same, give another --out, or delete that file.")
-
 
 def out_of_memory(error):
     """Whether an exception says that no memory is left; the CPU's allocator raises a plain RuntimeError."""

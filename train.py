@@ -15,7 +15,6 @@ from tqdm import tqdm
 import results
 from results import KitError, UnitError
 
-
 class Settings(NamedTuple):
     """What decides the steps of a training, beside its model and batches."""
     steps: int
@@ -27,12 +26,10 @@ class Settings(NamedTuple):
     clip: float | None = None  # largest norm of the gradient
     precision: str = "fp32"    # or bf16, by autocast: parameters, embeddings and normalisation stay fp32
 
-
 def warmup_decay(step, total, warmup=0.1):
     """Share of the peak learning rate at a step: linear warm-up, then linear decay to 0 (App. A)."""
     warm = int(warmup * total)
     return step / warm if step < warm else (total - step) / max(1, total - warm)
-
 
 def train(model, batches, evaluate, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
@@ -59,7 +56,6 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             record, keep = evaluate(run.records)
             run.record({"step": until, "lr": run.lr(until - 1), "loss": round(loss, 6), **record}, keep)
     return run.kept, run.best
-
 
 class Run:
     """The state of one training between two evaluations; it can be saved and taken up again."""

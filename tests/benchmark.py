@@ -56,7 +56,6 @@ class AllPairs(heads.Biaffine):
             tree[:n] = torch.from_numpy(heads.best_tree(score[:n, :n]))
         return torch.stack([trees, self.labels(h, trees).argmax(-1)], -1)
 
-
 class Plain:
     """The same data, parameters and scores, used as in any tutorial."""
 
@@ -86,7 +85,6 @@ class Plain:
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
-
 
 # ---- the kit ----------------------------------------------------------------------------------------------
 
@@ -135,7 +133,6 @@ class Kit:
         return sum(size["encoder"] * d.lengths.sum() + size["head"] * d.reads.sum()
                    + attention * np.square(d.lengths).sum() for d in self.dev)
 
-
 # ---- measuring --------------------------------------------------------------------------------------------
 
 def timed(run, work, *args):
@@ -144,7 +141,6 @@ def timed(run, work, *args):
     result = work(*args)
     torch.zeros(1, device=run.device).item()   # the device does one thing after the other
     return time.perf_counter() - began, result
-
 
 def in_turn(run, kit, plain, calls):
     """(calls a second of kit, of plain, their ratio, results of kit, of plain); the first call warms up too.
@@ -160,13 +156,11 @@ def in_turn(run, kit, plain, calls):
     fast, found, slow, wanted = map(np.array, zip(*rounds[1:]))
     return 1 / np.median(fast), 1 / np.median(slow), np.median(slow / fast), found, wanted
 
-
 def matrix_rate(run):
     """Operations a second of one large matrix product in the precision that points are scored in."""
     n = 8192 if run.device.type == "cuda" else 1024
     a = torch.randn(n, n, device=run.device)
     return 2 * n ** 3 / np.median([timed(run, torch.mm, a, a)[0] for _ in range(10)][1:])
-
 
 def decoding(run, trees):
     """Sentences a second of heads.decode, 32 at once, 10 to 40 words; argmax is always a tree, or never."""
@@ -183,13 +177,11 @@ def decoding(run, trees):
     took = [timed(run, lambda: [heads.decode(*b) for b in batches])[0] for _ in range(4)]
     return 32 * len(batches) / np.median(took[1:])
 
-
 def reading(run, task):
     """Seconds to read and encode the train and dev files of both languages."""
     args, fresh = run.args, reproduce.Run(run.args)   # it has encoded nothing yet
     files = [(lang, split) for lang in (args.src[0], args.tgt[0]) for split in ("train", "dev")]
     return sum(timed(run, fresh.examples, task, args.encoder[0], *file)[0] for file in files)
-
 
 def plane(run):
     """Seconds of a whole plane of POS, from three saved models to its file, as in a run."""
@@ -201,12 +193,10 @@ def plane(run):
         results.save_tensors(path, corner, about)
     return timed(run, reproduce.evaluate, run, kit.pair)[0]
 
-
 def peak(run):
     """Peak memory of this process so far in MB, on the GPU or on the CPU."""
     gpu = run.device.type == "cuda"
     return torch.cuda.max_memory_allocated() / 1e6 if gpu else getrusage(RUSAGE_SELF).ru_maxrss / 1e3
-
 
 def compare(run, task, rate):
     """Print a task's row; returns whether kit and baseline disagree."""
@@ -223,7 +213,6 @@ def compare(run, task, rate):
           f"| {steps[0]:.2f} | {steps[1]:.2f} | {steps[2]:.2f} "
           f"| {score:.3f} ({count:.0f}) | {kit_peak:.0f} | {peak(run):.0f} |", flush=True)
     return count > TIES if run.scored_in == "fp32" else score > TF32
-
 
 def alone(run):
     """Print kit beside baseline in one process. Raises KitError if their scores differ."""
@@ -244,7 +233,6 @@ def alone(run):
     if wrong:
         raise results.KitError(f"kit and baseline do not give the same scores for {', '.join(wrong)}.")
 
-
 def together(run):
     """Print what all processes do at once beside what one does while the others wait."""
     if run.ranks.rank == 0:
@@ -264,7 +252,6 @@ def together(run):
             one, rate = len(points) / one, run.ranks.world * len(points) / every
             print(f"| {task} | {one:.3f} | {rate:.3f} | {rate / one:.2f} |", flush=True)
 
-
 def with_weights(name, folder):
     """The encoder's name, or a folder with random weights of its shape where it is a folder without any."""
     if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
@@ -273,7 +260,6 @@ def with_weights(name, folder):
         name = shutil.copytree(name, f"{folder}/encoder", copy_function=shutil.copyfile)
         model.save_pretrained(name)
     return name
-
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -291,7 +277,6 @@ def main():
         args.points = every[::len(every) // args.points][:args.points]
         run = reproduce.Run(args)
         (together if run.ranks.world > 1 else alone)(run)
-
 
 if __name__ == "__main__":
     try:

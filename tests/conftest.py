@@ -15,30 +15,25 @@ KIT = Path(__file__).resolve().parent.parent
 LANGUAGES = {"en": ("UD_English-EWT", "en_ewt", "abcdefg"), "de": ("UD_German-GSD", "de_gsd", "defghij")}
 SIZES = {"train": 40, "dev": 20}
 
-
 def reproduce(*args, cwd=KIT, env=None, **popen):
     """Run reproduce.py with these arguments, offline, to its end; returns the CompletedProcess, in text."""
     return subprocess.run([sys.executable, str(KIT / "reproduce.py"), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env={**os.environ, **(env or {})}, **popen)
-
 
 def real(name):
     """A folder of real files: mbert, xlmr, data or encoder; without it the test that asks is skipped."""
     folder = Path(os.environ.get("KIT_TEST_FILES", "no such folder"), name)
     return folder if folder.is_dir() else pytest.skip(f"KIT_TEST_FILES names no folder with {name}/")
 
-
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
     """Folder of a random BERT of one layer and 16 dimensions that spells every word of the tiny corpus."""
     return write_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
 
-
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """Folder with the corpora of all four tasks in en and de, 40 train and 20 dev sentences each."""
     return write_corpus(tmp_path_factory.mktemp("tiny") / "data")
-
 
 def write_encoder(folder, **settings):
     import torch
@@ -54,7 +49,6 @@ def write_encoder(folder, **settings):
     (folder / "tokenizer_config.json").write_text(json.dumps(
         {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 128}))
     return folder
-
 
 def write_corpus(folder):
     dev = ["language\tgold_label\tsentence1\tsentence2"]
@@ -76,11 +70,9 @@ def write_corpus(folder):
     write(folder / "xnli/XNLI-1.0/xnli.dev.tsv", dev)
     return folder
 
-
 def write(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(line + "\n" for line in lines).encode())
-
 
 def conllu(sentences, rng):
     """CoNLL-U lines: a word's part of speech is decided by its first letter, its head is drawn."""
@@ -95,7 +87,6 @@ def conllu(sentences, rng):
             relation = "root" if i == root else relation
             yield "\t".join((str(i), word, "_", tag, "_", "_", str(head), relation, "_", "_"))
         yield ""
-
 
 def wikiann(words, lang, rng):
     tags = ["O"] * len(words)

@@ -26,7 +26,6 @@ TINY = dict(task="pos", src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
-
 class Kit:
     """A tiny run in this process: its folders, and what it said."""
 
@@ -56,12 +55,10 @@ class Kit:
             assert word in self.error, f"{word!r} is not in {self.error!r}"
         assert (self.out.exists(), files(self.out)) == before
 
-
 def files(folder):
     """{path: content} of all files but empty ones."""
     found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return {path: content for path, content in found.items() if content}
-
 
 def edit(path, change):
     """Change the bytes of a file; None: it is gone."""
@@ -70,21 +67,17 @@ def edit(path, change):
     if content is not None:
         path.write_bytes(content)
 
-
 def put(**settings):
     """A change of a JSON file."""
     return lambda content: json.dumps(json.loads(content) | settings).encode()
 
-
 def half(content):
     return content[:len(content) // 2]
-
 
 @pytest.fixture
 def kit(encoder, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "draw_figure", lambda *_: None)   # figures are slow, and others test them
     return Kit(encoder, corpus, tmp_path, capsys)
-
 
 @pytest.fixture
 def again(kit):
@@ -93,7 +86,6 @@ def again(kit):
     kit.model = next(kit.out.glob("models/pos/*/en/seed1/model.safetensors"))
     kit.grid = next(kit.out.glob("grids/pos/*/en-de/seed1.jsonl"))
     return kit
-
 
 # ---- flags ------------------------------------------------------------------------------------------------
 
@@ -112,7 +104,6 @@ def again(kit):
 def test_flags_that_make_no_sense(kit, flags, words):
     kit.refuses(words, *flags.split())
 
-
 @pytest.mark.parametrize("flags, said", [
     ("", "Run first: python reproduce.py --demo"), ("--src en", "--task is missing"),
     ("--task pos", "--src is missing"), ("--task pos --src en", "--tgt is missing")])
@@ -120,7 +111,6 @@ def test_a_missing_flag_is_named(capsys, flags, said):
     with pytest.raises(SystemExit) as stop:
         reproduce.parse_arguments(flags.split())
     assert stop.value.code == 2 and said in capsys.readouterr().err
-
 
 # ---- data files: test_files.py has the mistakes themselves ------------------------------------------------
 
@@ -134,12 +124,10 @@ def test_a_mistake_in_a_data_file_ends_the_command_before_anything_is_written(ki
     kit.refuses(f"{kit.data / FILE[task]}|{words}", task=task)
     assert re.search(r"[Cc]orrect|[Dd]elete", kit.error), kit.error
 
-
 def test_files_that_are_missing_are_all_named_before_anything_is_written(kit, monkeypatch):
     shutil.rmtree(kit.data)
     monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=urllib.error.URLError("no network")))
     kit.refuses(f"https://|en_ewt-ud-train.conllu|de_gsd-ud-dev.conllu|{kit.data}|--demo")
-
 
 def test_corrupted_files_end_the_command_in_a_sentence_or_a_result(kit, monkeypatch):
     monkeypatch.setattr(reproduce, "evaluate", lambda *_: None)
@@ -155,14 +143,12 @@ def test_corrupted_files_end_the_command_in_a_sentence_or_a_result(kit, monkeypa
         (kit.data / FILE[task]).write_bytes(good[task])
     assert set(codes) == {0, 2}
 
-
 # ---- encoders ---------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def spoilt(encoder, tmp_path):
     """A copy of the tiny encoder to spoil."""
     return shutil.copytree(encoder, tmp_path / "encoder")
-
 
 @pytest.mark.parametrize("name, change, words", [
     (CONFIG, lambda _: None, "config.json"), (WEIGHTS, lambda _: None, "safetensors"),
@@ -180,12 +166,10 @@ def test_an_encoder_folder_that_is_spoilt(kit, spoilt, name, change, words):
     edit(spoilt / name, change)
     kit.refuses(words or str(spoilt), encoder=spoilt)
 
-
 @pytest.mark.parametrize("name", ["no-such-encoder-at-all", "nobody/no-such-one", "no/such/folder", "mbert"])
 def test_an_encoder_that_is_not_here_while_offline(kit, name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     kit.refuses(f"{name!r}|mbert|local folder", encoder=name)
-
 
 @pytest.mark.parametrize("kind, settings, words", [
     ("DistilBert", dict(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=32), ""),
@@ -205,10 +189,8 @@ def test_other_architectures_are_used_if_they_can_be(kit, spoilt, kind, settings
     else:
         assert kit.run(encoder=spoilt) == 0
 
-
 def test_an_encoder_with_too_few_positions_for_a_window(kit, tmp_path):
     kit.refuses("position", encoder=write_encoder(tmp_path / "short", max_position_embeddings=16))
-
 
 def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
     calls = []
@@ -216,7 +198,6 @@ def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
     monkeypatch.setattr(socket.socket, "connect", lambda *call: calls.append(call))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *call, **_: calls.append(call) or [])
     assert kit.run(encoder=spoilt) == 0 and calls == []
-
 
 def test_no_code_of_an_encoder_folder_is_run(kit, spoilt):
     classes = dict.fromkeys(("AutoConfig", "AutoModel", "AutoTokenizer"), "evil.Evil")
@@ -227,7 +208,6 @@ def test_no_code_of_an_encoder_folder_is_run(kit, spoilt):
         assert kit.run(encoder=spoilt, out=kit.folder / kind) in (0, 2)
         heads.load_encoder.cache_clear()
     assert not ran.exists() and kit.run(encoder=spoilt) == 2
-
 
 # ---- while it runs ----------------------------------------------------------------------------------------
 
@@ -246,10 +226,8 @@ def test_a_loss_that_is_no_number_stops_that_model_alone_and_keeps_nothing_of_it
     monkeypatch.setattr(heads.Linear, "loss", loss)
     assert kit.run(epochs=2) == 0 and "already trained" in kit.said and "continued" not in kit.said
 
-
 def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_a_result(kit):
     assert kit.run(lr=1e11) in (0, 3) and kit.run(lr=1e-12, out=kit.folder / "small") in (0, 2)
-
 
 # ---- result files -----------------------------------------------------------------------------------------
 
@@ -258,7 +236,6 @@ def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_a_result(kit):
     (dict(batch_size=4), "batch_size 8|4"), (dict(precision="bf16"), "precision fp32|bf16")])
 def test_results_made_with_other_settings_are_refused_by_name(again, options, words):
     again.refuses(f"model.safetensors|{words}|--out", **options)
-
 
 def test_results_of_another_version_encoder_or_corpus_are_refused(again, tmp_path):
     other = write_encoder(tmp_path / "other" / "encoder", hidden_size=32)
@@ -270,7 +247,6 @@ def test_results_of_another_version_encoder_or_corpus_are_refused(again, tmp_pat
     edit(again.data / FILE["pos"], lambda content: content + content)
     again.refuses("data|--out")
 
-
 @pytest.mark.parametrize("spoil", [half, lambda _: b"", lambda c: c[:4], lambda c: b"x" * len(c),
                                    lambda c: c.replace(b'"about"', b'"aboot"')])
 def test_a_torn_model_file(again, spoil):
@@ -280,12 +256,10 @@ def test_a_torn_model_file(again, spoil):
     before = again.grid.read_bytes()
     assert again.run() == 0 and again.grid.read_bytes() == before   # made again, the same
 
-
 def test_a_model_file_with_a_flipped_bit_is_not_interpolated(again):
     edit(again.model, lambda content: content[:-50] + bytes([content[-50] ^ 4]) + content[-49:])
     again.grid.unlink()
     again.refuses(f"{again.model}|delete")
-
 
 def test_a_damaged_line_of_a_grid(again):
     rows = again.grid.read_bytes().split(b"\n")
@@ -295,7 +269,6 @@ def test_a_damaged_line_of_a_grid(again):
             for flags in ((), ("--dry-run",)):
                 again.refuses(str(again.grid), *flags)
                 assert re.search("[Dd]elete|move it away|restore", again.error)
-
 
 @pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 400), marks=pytest.mark.slow)])
 def test_corrupted_result_files_end_in_a_sentence_or_a_result(again, seeds):

@@ -16,7 +16,6 @@ REAL = Path(os.environ.get("KIT_TEST_FILES", "no such folder"))   # with mbert/ 
 PAD, UNK, CLS, SEP, MASK, A, B, C, AA, BB, CC, V = range(12)       # subwords of the tokenizer below; how many
 ALONE = 1 << 30                                                    # `second` of a window that is no pair
 
-
 @pytest.fixture
 def tokenizer(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c".split()))
@@ -24,13 +23,11 @@ def tokenizer(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     return AutoTokenizer.from_pretrained(tmp_path)
 
-
 def derived(windows, steps, tokenizer, labels, columns=1, rows=2 * V):
     encoded = data.Encoded(PAD, columns)
     for window in windows:
         encoded.add(*window)
     return list(derive.derive(encoded, steps, tokenizer, rows, labels).windows())
-
 
 # ---- names ------------------------------------------------------------------------------------------------
 
@@ -44,7 +41,6 @@ def test_names(lang, base, steps, monkeypatch):
     monkeypatch.setattr(data, "TREEBANKS", data.TREEBANKS | {"A": "UD_A", "A.syntax-B": "UD_A.B"})
     assert derive.parse(lang) == (base, tuple(steps))
 
-
 @pytest.mark.parametrize("lang, says", [
     ("xx.inversion", "'xx.inversion' is no lang"), ("inversion", "is no language"), ("", "is no language"),
     ("en.back", "no transformation 'back'; there are inversion, permutation, transliteration, syntax-LANG"),
@@ -57,18 +53,15 @@ def test_names_that_make_no_sense_are_refused_in_a_sentence(lang, says):
     with pytest.raises(KitError, match=says):
         derive.parse(lang)
 
-
 # ---- by hand ----------------------------------------------------------------------------------------------
 
 TWO = [([CLS, A, BB, CC, B, UNK, SEP], [1, 4, 5], [(1,), (2,), (3,)], True),   # abc b ?, then (b ?) ca
        ([CLS, B, UNK, C, AA, SEP], [3], [(4,)], False)]
 
-
 def test_tags_of_two_windows_follow_the_first_subword_of_their_word(tokenizer):
     first, second = derived(TWO, ("inversion",), tokenizer, data.UPOS, rows=V)
     assert first == ([CLS, UNK, B, CC, BB, A, SEP], [1, 2, 5], [(3,), (2,), (1,)], True, ALONE)
     assert second == ([CLS, AA, C, UNK, B, SEP], [2], [(4,)], False, ALONE)
-
 
 def test_transliteration_shifts_all_but_special_tokens_and_composes(tokenizer):
     first, _ = derived(TWO, ("transliteration",), tokenizer, data.UPOS)
@@ -79,11 +72,9 @@ def test_transliteration_shifts_all_but_special_tokens_and_composes(tokenizer):
     with pytest.raises(KitError, match="an encoder with 22 subwords.* this one has 21: pretrain one"):
         derived(TWO, ("transliteration",), tokenizer, data.UPOS, rows=21)
 
-
 def test_unknown_and_mask_tokens_are_no_borders_and_padding_is(tokenizer):
     ids, _ = derive.Rule(("inversion",), tokenizer, V)([CLS, A, MASK, UNK, B, SEP, SEP, PAD, C, AA], (0, 0))
     assert ids.tolist() == [CLS, B, UNK, MASK, A, SEP, SEP, PAD, AA, C]
-
 
 def test_a_permutation_is_drawn_from_sentence_and_window_the_same_in_every_run(tokenizer):
     window = [CLS, A, B, C, AA, BB, CC, SEP], [1, 2, 3, 4, 5, 6], [(tag,) for tag in range(6)]
@@ -93,7 +84,6 @@ def test_a_permutation_is_drawn_from_sentence_and_window_the_same_in_every_run(t
         [CLS, AA, C, B, A, BB, CC, SEP], [CLS, BB, CC, B, C, A, AA, SEP], [CLS, C, BB, CC, A, AA, B, SEP]]
     for ids, read, gold, *_ in found:
         assert read == [1, 2, 3, 4, 5, 6] and [A + tag for tag, in gold] == ids[1:-1]
-
 
 def test_bio_is_repaired_from_left_to_right_across_the_windows_of_a_sentence(tokenizer):
     windows = [([CLS, A, B, C, SEP], [1, 2, 3], ["B-PER", "I-PER", "B-ORG"], True),
@@ -109,12 +99,10 @@ def test_bio_is_repaired_from_left_to_right_across_the_windows_of_a_sentence(tok
     assert tags("inversion", data.UPOS)[0] == "B-ORG I-PER B-PER"          # no BIO, no repair
     assert tags("transliteration", data.BIO)[2] == "O I-LOC I-PER"         # in order, nor is it broken
 
-
 def test_a_pair_is_derived_sentence_by_sentence_and_still_read_at_its_first_token(tokenizer):
     pair = [CLS, A, B, SEP, C, AA, BB, SEP], [0], [(2,)], True, 4
     found, = derived([pair], ("inversion",), tokenizer, data.NLI)
     assert found == ([CLS, B, A, SEP, BB, AA, C, SEP], *pair[1:])
-
 
 def test_heads_of_a_tree_are_renumbered(tokenizer):
     gold = [(-1, -1, 0), (2, 7, 1), (0, 8, 1), (2, 9, 0), (-1, 5, 1)]   # the last word's head was cut off
@@ -123,7 +111,6 @@ def test_heads_of_a_tree_are_renumbered(tokenizer):
     assert found[:2] == ([CLS, A, C, B, BB, A, SEP], [0, 1, 2, 3, 5])
     assert found[2] == [(-1, -1, 0), (-1, 5, 1), (3, 9, 0), (0, 8, 1), (3, 7, 1)]
 
-
 def test_counts_and_lost_words_carry_over(tokenizer):
     encoded = data.Encoded(PAD, 1)
     encoded.add(*TWO[0])
@@ -131,14 +118,12 @@ def test_counts_and_lost_words_carry_over(tokenizer):
     found = derive.derive(encoded, ("inversion",), tokenizer, V, data.UPOS)
     assert found.lost == 3 and found.counts == encoded.counts and found.counts["windows"] == 1
 
-
 # ---- syntax -----------------------------------------------------------------------------------------------
 
 CHASE = "Dogs/NOUN/2/nsubj chase/VERB/0/root big/ADJ/4/amod cats/NOUN/2/obj ./PUNCT/2/punct"
 SEES = "a/NOUN/2/nsubj sees/VERB/0/root b/NOUN/2/obl"
 CROSSED = "a/NOUN/3/nsubj b/NOUN/4/obj c/VERB/0/root d/VERB/3/conj"
 SIX, SEVEN = (" ".join(["v/VERB/0/root", *["o/NOUN/1/obj"] * n]) for n in (6, 7))
-
 
 def treebank(path, *sentences):
     with open(path, "w") as f:
@@ -149,10 +134,8 @@ def treebank(path, *sentences):
             f.write("\n")
     return path
 
-
 def shares(**names):
     return {data.RELATIONS.index(name): share for name, share in names.items()}
-
 
 @pytest.mark.parametrize("text, preference, order", [
     (CHASE, shares(obj=.1, amod=.8, nsubj=.4), "cats big Dogs chase ."),     # with all that hangs on it
@@ -163,7 +146,6 @@ def shares(**names):
 def test_dependents_of_nouns_and_verbs_take_the_preferred_side(text, preference, order, tmp_path):
     (words, rows), = data.read_conllu(treebank(tmp_path / "x", text))
     assert " ".join(words[i] for i in derive.linearise(rows, preference)) == order
-
 
 def test_readers_give_words_and_gold_in_the_new_order(tmp_path):
     path = treebank(tmp_path / "x", CHASE, SIX, CROSSED, SEVEN)
@@ -177,13 +159,11 @@ def test_readers_give_words_and_gold_in_the_new_order(tmp_path):
     assert [head for head, _, _ in trees[1][1]] == [7] * 6 + [0]
     assert trees[2:] == list(data.read_trees(path, "en"))[2:] and derive.unmoved(path) == (2, 4)
 
-
 def test_preference_counts_dependents_of_nouns_and_verbs_seen_often_enough(tmp_path):
     path = treebank(tmp_path / "x", *["a/NOUN/2/obj b/VERB/0/root x/ADV/2/advmod"] * 4,
                     *["b/VERB/0/root a/NOUN/1/obj"] * 6, *["a/NOUN/2/obj b/ADJ/0/root"] * 9,
                     *["b/VERB/0/root x/ADV/1/advmod"] * 5)
     assert derive.preference(path) == shares(obj=.6)   # nine advmod are too few
-
 
 # ---- real files -------------------------------------------------------------------------------------------
 
@@ -199,7 +179,6 @@ def back(ids, order, place):
         found += run
     return found
 
-
 def mended(tags):
     """BIO tags by name, repaired as the rule is worded."""
     inside, found = None, []
@@ -209,12 +188,10 @@ def mended(tags):
         inside = kind
     return found
 
-
 FILES = {"pos": (data.ud_file, data.read_pos, data.encode_words, data.UPOS),
          "parsing": (data.ud_file, data.read_trees, data.encode_trees, data.RELATIONS),
          "ner": (data.ner_file, data.read_ner, data.encode_words, data.BIO),
          "xnli": (data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI)}
-
 
 @pytest.mark.skipif(not (REAL / "mbert").exists(), reason="KIT_TEST_FILES has no mbert/")
 @pytest.mark.parametrize("order", ["inversion", "permutation"])
@@ -246,7 +223,6 @@ def test_real_words_and_labels_are_recovered_by_the_inverse(task, order):
         else:
             assert {came[i]: row for i, row in zip(reads, gold, strict=True)} == was
     assert repaired == {sentence: mended(found) for sentence, found in tags.items()} and moved > 400
-
 
 @pytest.mark.skipif(not (REAL / "data").exists(), reason="KIT_TEST_FILES names no folder with data/")
 def test_real_sentences_stay_projective_and_take_the_preferred_order():

@@ -33,7 +33,6 @@ SHAPES = {"T5": (transformers.T5Config, T5), "mT5": (transformers.MT5Config, T5)
           "BART": (transformers.BartConfig, BART),
           "mBART": (transformers.MBartConfig, BART | {"decoder_start_token_id": None})}
 
-
 def write_generator(folder, kind):
     """A folder with a random model of 30 subwords, which are letters, and their tokenizer: <s> a b </s>."""
     config, settings = SHAPES[kind]
@@ -54,16 +53,13 @@ def write_generator(folder, kind):
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
     return str(folder)
 
-
 @pytest.fixture(scope="module", params=SHAPES)
 def pretrained(request, tmp_path_factory):
     return generate.load_generator(write_generator(tmp_path_factory.mktemp("model"), request.param))
 
-
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory):
     return generate.load_generator(write_generator(tmp_path_factory.mktemp("model"), "BART"))
-
 
 def examples(number=12, seed=0):
     """A sentence of letters, and as its title every other one of them."""
@@ -72,14 +68,11 @@ def examples(number=12, seed=0):
         source = rng.choices(LETTERS, k=rng.randint(2, 9))
         yield " ".join(source), " ".join(source[::2])
 
-
 def encoded(pretrained, number=12):
-    return generate.encode_titles(examples(number), pretrained.tokenizer, "dev", "test").to("cpu")
-
+    return data.encode_titles(examples(number), pretrained.tokenizer, "dev", "test").to("cpu")
 
 def everything(titles):
     return titles.batch(np.arange(len(titles)))
-
 
 @torch.no_grad()
 def test_decoding_equals_a_loop_without_cache_one_sentence_at_a_time(pretrained):
@@ -93,7 +86,6 @@ def test_decoding_equals_a_loop_without_cache_one_sentence_at_a_time(pretrained)
         assert output == written[1:] + [0] * (25 - len(written))
         lengths.add(len(written))
     assert len(outputs.unique()) > 5 and len(lengths) > 1   # else this test would show little
-
 
 def test_the_loss_is_the_mean_over_target_subwords(pretrained):
     model, titles, total, count = generate.Generator(pretrained).eval(), encoded(pretrained), 0.0, 0
@@ -109,7 +101,6 @@ def test_the_loss_is_the_mean_over_target_subwords(pretrained):
     assert model.loss(everything(titles)).item() == pytest.approx(total / count, rel=1e-4)
     assert sum(model.loss(part).item() * part.count for part in parts) == pytest.approx(total, rel=1e-4)
 
-
 @torch.no_grad()
 def corners(pretrained):
     """Three models far from each other, as {name: parameter}."""
@@ -117,7 +108,6 @@ def corners(pretrained):
         torch.manual_seed(seed)
         yield {name: p + (.3 * p.std(correction=0) + .05) * torch.randn_like(p)
                for name, p in generate.Generator(pretrained).named_parameters()}
-
 
 @pytest.mark.parametrize("part", ["all", "encoder", "decoder"])
 def test_a_point_of_the_plane_equals_the_loaded_model_and_ties_stay_tied(pretrained, part):
@@ -143,21 +133,19 @@ def test_a_point_of_the_plane_equals_the_loaded_model_and_ties_stay_tied(pretrai
     assert ("decoder.lm_head.weight" in both) == separate and not any("embed_tokens" in name for name in both)
     assert {name.split(".")[0] for name in both} == {"shared", "encoder", "decoder"}
 
-
 def test_a_language_token_marks_the_source_and_is_given_only_if_asked(bart):
     letters = ["\u2581" + letter for letter in LETTERS[:20]]
     vocabulary = [(word, -1.0) for word in ("<s>", "<pad>", "</s>", "<unk>", *letters, "de_DE", "en_XX")]
     tokenizer = transformers.MBartTokenizer(vocab=vocabulary, model_max_length=24)
-    plain, marked = (generate.encode_titles([("a b", "b")], tokenizer, "dev", "", language).to("cpu")
-                     for language in (None, generate.language_token(tokenizer, "de")))
+    plain, marked = (data.encode_titles([("a b", "b")], tokenizer, "dev", "", language).to("cpu")
+                     for language in (None, data.language_token(tokenizer, "de")))
     plain, marked = everything(plain), everything(marked)
     assert plain.ids.tolist() == [[4, 5, 2]] and plain.gold.tolist() == [[[5, 2]]]   # by itself it adds en_XX
     assert marked.ids.tolist() == [[4, 5, 2, 24]] and marked.gold.tolist() == [[[24, 5, 2]]]
     written = generate.Generator(bart._replace(tokenizer=tokenizer), given=1).eval()(marked)
     assert written.shape == (1, 1, 24) and written[0, 0, 0] == 24
     with pytest.raises(KitError, match="no token for the language 'B'"):
-        generate.language_token(tokenizer, "B")
-
+        data.language_token(tokenizer, "B")
 
 def test_training_lowers_the_loss_and_a_killed_one_ends_with_the_same_bytes(bart, tmp_path):
     titles, settings = encoded(bart, 64), Settings(steps=30, lr=5e-3, evaluate_at=(10, 20, 30), seed=3)
@@ -187,7 +175,6 @@ def test_training_lowers_the_loss_and_a_killed_one_ends_with_the_same_bytes(bart
     losses = [json.loads(line)["loss"] for line in whole[1].splitlines()]
     assert losses[2] < losses[1] < losses[0] - .3
 
-
 def test_rouge_l_equals_rouge_score_on_a_thousand_random_pairs():
     rng, oracle, seen = random.Random(0), RougeScorer(["rougeL"], tokenizer=WORDS), set()
     for _ in range(1000):
@@ -195,7 +182,6 @@ def test_rouge_l_equals_rouge_score_on_a_thousand_random_pairs():
         seen.add(found := generate.rouge_l(generate.words(a), generate.words(b)))
         assert found == pytest.approx(oracle.score(a, b)["rougeL"].fmeasure, abs=1e-12)
     assert len(seen) > 40
-
 
 def test_words_of_several_languages():
     hindi = "\u0939\u093f\u0928\u094d\u0926\u0940"   # its vowel signs are no letters
@@ -205,14 +191,12 @@ def test_words_of_several_languages():
     scripts = {"a7": "LATIN", "\u0416\u0438": "CYRILLIC", "\u4e2d": "CJK", hindi: "DEVANAGARI", "7": None}
     assert {word: generate.script(word) for word in scripts} == scripts
 
-
 def invented(alphabet, endings, number=300, shared=()):
     """Examples of a language: words of four letters and an ending, and the `shared` ones."""
     rng = random.Random(alphabet)
     for _ in range(number):
         spelt = ["".join(rng.choices(alphabet, k=4)) + rng.choice(endings) for _ in range(6)]
         yield " ".join([*spelt, *shared]), " ".join([*spelt[:3], *shared])
-
 
 def test_languages_of_different_scripts_are_told_by_script_but_for_words_they_share():
     greek = "\u03b1\u03b2\u03b3\u03b4\u03b5"
@@ -226,12 +210,10 @@ def test_languages_of_different_scripts_are_told_by_script_but_for_words_they_sh
     assert judged == [(True, 1, 2), (False, 1, 3), (False, 0, 0)]
     assert languages.tested == {lang: {"outputs": (60, 60), "words": (120, 120)} for lang in "AB"}
 
-
 def test_the_chance_of_a_word_by_hand():
     language = generate.Language(["ab ab b 7"])   # two words, one of them seen once; three running words
     spelt = 1.1 / 12 * 1.1 / 11 * 1.1 / 11        # a begins one of two words, b follows, the word ends
     assert language.chance("ab") == pytest.approx((2 + 2 * spelt) / 5) and language.chance("\u0436") == 0
-
 
 def test_languages_of_one_script_are_told_by_trigrams_and_tested_on_held_out_examples():
     pairs = {"A": list(invented("abcdefgh", ["ing", "ed"])), "B": list(invented("efghijkl", ["ung", "en"]))}
@@ -246,7 +228,6 @@ def test_languages_of_one_script_are_told_by_trigrams_and_tested_on_held_out_exa
         assert sum(word not in seen for text in held[lang] for word in text) > 45   # trigrams told these
     with pytest.raises(KitError, match="1 training examples of A are too few"):
         generate.Languages({"A": [("a", "b")]})
-
 
 @torch.no_grad()
 def test_scores_of_outputs_in_file_order(bart):
@@ -265,7 +246,6 @@ def test_scores_of_outputs_in_file_order(bart):
     assert elsewhere == sum(languages.judge(text.split(), "A")[0] for text in texts)
     assert generate.scores(titles.gold.clamp(min=0), titles, "A", languages)[0].tolist() == [12, 12]
 
-
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["generator", "encoder"])
 def test_xlrs_equals_brute_force(kind, bart, encoder):
@@ -281,32 +261,31 @@ def test_xlrs_equals_brute_force(kind, bart, encoder):
     cosines = np.array([[(x @ y / x.norm() / y.norm()).item() for y in b] for x in a])
     wanted = cosines.diagonal().mean(), np.mean([cosines[i, i - 4] for i in range(9)])
     assert abs(wanted[0] - wanted[1]) > 1e-3
-    sides = [generate.encode_sentences(side, loaded.tokenizer).to("cpu") for side in texts]
+    sides = [data.encode_sentences(side, loaded.tokenizer).to("cpu") for side in texts]
     for tokens in (10, 1000):
         assert generate.xlrs(model, *sides, tokens=tokens) == pytest.approx(wanted, abs=1e-5)
     assert generate.xlrs(model, sides[0], sides[0])[0] == pytest.approx(1, abs=1e-5)
-
 
 def test_a_rule_chooses_among_logged_records():
     logged = [(50, .1), (69.5, .5), (70, .7), (69.0, .4), (70, .6), (68.9, .2)]
     records = [{"mean": mean, "xlrs": x, "step": n} for n, (mean, x) in enumerate(logged)]
     assert [generate.choose(records, rule)["step"] for rule in ("dev", "xlrs", "last")] == [2, 3, 5]
     assert [generate.choose(records, "xlrs", x)["step"] for x in (0, .5, 1.1, 20)] == [4, 1, 5, 0]
-    with pytest.raises(KitError, match="--select xlrs: expected dev, last, or xlrs if it was logged"):
+    rising = [{"mean": mean, "xlrs": x} for mean, x in ((50, .5), (50.5, .6), (51.2, .9))]
+    assert generate.choose(rising, "xlrs") is rising[2]   # the second one's parameters were not kept
+    with pytest.raises(KitError, match="--select xlrs needs --parallel"):
         generate.choose([{"mean": 1}], "xlrs")
-
 
 def test_titles_are_read_in_both_formats_cut_and_counted(bart, tmp_path):
     path, long = tmp_path / "dev.jsonl", {"text": "a " * 30, "title": "b " * 30}
     path.write_text('{"source": "a b", "target": " b"}\n' + json.dumps(long) + "\n")
-    titles = data.load(path, "de", "dev", generate.read_titles, generate.encode_titles, bart.tokenizer)
+    titles = data.load(path, "de", "dev", data.read_titles, data.encode_titles, bart.tokenizer)
     assert titles.texts == [" b", "b " * 30] and len(titles.to("cpu")) == 2 and titles.lost == 0
-    assert [titles.counts[name] for name in ("in_file", "sentences", "words", "truncated")] == [2, 2, 31, 2]
+    assert [titles.counts[name] for name in ("in_file", "sentences", "words", "truncated")] == [2, 2, 2, 2]
     batch = everything(titles)
     assert batch.ids.shape == (2, 24) and batch.gold.shape == (2, 1, 24) and batch.count == 2 + 24
     assert batch.gold[0, 0, :3].tolist() == [5, 1, -1] and batch.gold[1, 0, -2:].tolist() == [5, 1]
     assert [one.gold.shape[2] for one in titles.batches(24)] == [2, 24]
-
 
 @pytest.mark.parametrize("line, problem", [
     ("{source: 1}", "is no JSON object"), ("[1]", "is no JSON object"), ("", "is no JSON object"),
@@ -316,33 +295,31 @@ def test_a_line_that_is_no_title_is_told(tmp_path, line, problem):
     path = tmp_path / "dev.jsonl"
     path.write_text('{"source": "a", "target": "b"}\n' + line + "\n")
     with pytest.raises(KitError, match=f"^{path}, line 2: .*{problem}"):
-        list(generate.read_titles(path, "de"))
-
+        list(data.read_titles(path, "de"))
 
 def test_where_titles_come_from(tmp_path, monkeypatch):
     with pytest.raises(KitError, match=f"(?s)no address is known.*{tmp_path}/title/de/train.jsonl"):
-        data.fetch([generate.title_file(tmp_path, "de", "train")])
+        data.fetch([data.title_file(tmp_path, "de", "train")])
     lines, packed = tmp_path / "lines", tmp_path / "title/french_XLSum_v2.0.tar.bz2"
     lines.write_text('{"text": "a b", "title": "a", "url": ""}\n')
     packed.parent.mkdir()
     with tarfile.open(packed, "w:bz2") as archive:
         archive.add(lines, "./french_val.jsonl")
-    monkeypatch.setitem(generate.XLSUM, "fr", ("french", data.sha256(packed.read_bytes())))
-    french = generate.title_file(tmp_path, "fr", "dev")
+    monkeypatch.setitem(data.XLSUM, "fr", ("french", data.sha256(packed.read_bytes())))
+    french = data.title_file(tmp_path, "fr", "dev")
     data.fetch([french])
     assert french.archive.address.endswith("/data/french_XLSum_v2.0.tar.bz2")
-    assert list(generate.read_titles(tmp_path / "title/fr/dev.jsonl", "fr")) == [("a b", "a")]
-
+    assert list(data.read_titles(tmp_path / "title/fr/dev.jsonl", "fr")) == [("a b", "a")]
 
 def test_parallel_files(tmp_path):
     a, b, gap, one = (tmp_path / name for name in ("a", "b", "gap", "one"))
     for path, text in ((a, "x\ny\n"), (b, "x\ny\nz\n"), (gap, "x\n\n"), (one, "x\n")):
         path.write_text(text)
-    assert generate.read_parallel(a, a) == (["x", "y"], ["x", "y"])
-    for first, second, problem in ((a, b, "2 lines .*b 3;"), (a, gap, "gap, line 2"), (one, one, "at least")):
+    assert data.read_parallel({"en": a, "de": a}) == {"en": ["x", "y"], "de": ["x", "y"]}
+    wrong = (a, b, "a has 2, .*b has 3;"), (a, gap, "gap, line 2"), (one, one, "least")
+    for first, second, problem in wrong:
         with pytest.raises(KitError, match=problem):
-            generate.read_parallel(first, second)
-
+            data.read_parallel({"en": first, "de": second})
 
 def test_folders_that_are_no_whole_generator_are_told(encoder, tmp_path):
     with pytest.raises(KitError, match="it is an encoder alone; to write takes an encoder-decoder"):
@@ -359,7 +336,6 @@ def test_folders_that_are_no_whole_generator_are_told(encoder, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         with pytest.raises(KitError, match=problem):
             generate.load_generator(str(folder))
-
 
 def test_rouge_l_and_languages_on_real_text():
     folder, oracle, pairs = real("data"), RougeScorer(["rougeL"]), {}   # its own words suit plain English

@@ -21,10 +21,8 @@ from results import KitError
 
 load = heads.load_encoder.__wrapped__   # without its memory
 
-
 def total(scores, tree):
     return sum(scores[i, tree[i]] for i in range(1, len(tree)))
-
 
 def all_trees(n, one_root):
     """Every tuple of heads (n + 1,) that makes n words a tree on ROOT."""
@@ -34,7 +32,6 @@ def all_trees(n, one_root):
             above = [tree[i] for i in above]
         if not any(above) and (not one_root or tree[1:].count(0) == 1):
             yield tree
-
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("one_root", [True, False])
@@ -49,7 +46,6 @@ def test_best_tree_and_are_trees_equal_the_enumeration_of_all_trees(n, one_root)
         assert tuple(found) in trees
         assert total(s, found) == pytest.approx(max(total(s, t) for t in trees), rel=1e-9, abs=1e-9)
 
-
 def best_total(s, one_root):
     """The largest total of a tree by the matrix-tree theorem (Koo et al. 2007), in whole numbers: each tree
     adds 2 ** (40 * its total) to a determinant, and there are fewer than 2 ** 40 of them."""
@@ -63,7 +59,6 @@ def best_total(s, one_root):
         before = L[k, k]
     return (L[-1, -1].bit_length() - 1) // 40
 
-
 @pytest.mark.parametrize("one_root", [True, False])
 def test_decoded_trees_equal_a_second_method_and_leave_padding_out(one_root):
     torch.manual_seed(0)
@@ -73,7 +68,6 @@ def test_decoded_trees_equal_a_second_method_and_leave_padding_out(one_root):
     assert heads.are_trees(found, real, one_root).all() and not found[~real].any()
     for s, tree, n in zip(arcs.numpy(), found.tolist(), sizes[:, 0].tolist()):
         assert total(s[:n, :n], tree[:n]) == best_total(s[:n, :n], one_root)
-
 
 def test_span_f1_equals_seqeval_on_random_tags_windows_or_not():
     rng = random.Random(0)
@@ -87,7 +81,6 @@ def test_span_f1_equals_seqeval_on_random_tags_windows_or_not():
         (right, of), = heads.span_f1(flat[1], SimpleNamespace(gold=flat[0], new=new)).tolist()
         assert (right / of if of else 0.0) == pytest.approx(f1_score(gold, pred, zero_division=0))
 
-
 def test_accuracy_and_attachment_by_hand():
     dev = SimpleNamespace(gold=torch.tensor([[1], [2], [-1], [3]]))
     assert heads.accuracy(torch.tensor([[1], [0], [0], [3]]), dev).tolist() == [[2, 3]]
@@ -96,7 +89,6 @@ def test_accuracy_and_attachment_by_hand():
     found = heads.attachment(pred, SimpleNamespace(gold=torch.tensor(gold), lost=2))
     assert found.tolist() == [[2, 4 + 2], [3, 4 + 2]]
 
-
 def two(gold=None):
     """A Batch of sentences of ROOT and 3 and 2 words, read at all positions, its h, and a small parser."""
     torch.manual_seed(0)
@@ -104,7 +96,6 @@ def two(gold=None):
     read = torch.arange(4) * real
     b = data.Batch(ids, torch.zeros_like(ids), None, read, real, None, gold, 5)
     return b, torch.randn(2, 4, 6), heads.Biaffine(6, 5, arc=4, label=3).eval()
-
 
 @torch.no_grad()
 def test_biaffine_scores_equal_the_sum_over_all_indices():
@@ -120,7 +111,6 @@ def test_biaffine_scores_equal_the_sum_over_all_indices():
         u, v = torch.cat([lab_d[i, d], one]), torch.cat([lab_h[i, chosen[i, d]], one])
         assert torch.allclose(labels[i, d], torch.einsum("a,acb,b->c", u, head.label, v), atol=1e-5)
 
-
 def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_and_padding_out():
     gold = torch.tensor([[[-1, -1, 0], [0, 1, 1], [1, 2, 1], [-1, 3, 1]],        # word 3's head was cut off
                          [[-1, -1, 0], [0, 4, 1], [1, 0, 1], [-1, -1, -1]]])
@@ -129,7 +119,6 @@ def test_parser_loss_trains_root_arcs_and_leaves_cut_heads_and_padding_out():
     read = (0, 1), (0, 2), (1, 1), (1, 2)
     want = -sum(arcs[i, d, gold[i, d, 0]] + labels[i, d, gold[i, d, 1]] for i, d in read)
     assert torch.isclose(head.loss(h, b), want / 4)
-
 
 @torch.no_grad()
 def test_the_authors_trees_and_labels_equal_the_enumeration_of_all():
@@ -144,13 +133,11 @@ def test_the_authors_trees_and_labels_equal_the_enumeration_of_all():
             best, *labels = max(score, key=score.get)
             assert found[i, :n + 1, 0].tolist() == [*best] and found[i, 1:n + 1, 1].tolist() == labels
 
-
 def test_variational_dropout_drops_the_same_features_at_all_positions():
     torch.manual_seed(0)
     x = heads.variational_dropout(torch.ones(50, 7, 40), 0.2, training=True)
     assert torch.equal(x, x[:, :1].expand_as(x)) and torch.equal(x, heads.variational_dropout(x, 0.2, False))
     assert set(x.unique().tolist()) == {0.0, 1.25} and 0.17 < (x == 0).float().mean() < 0.23
-
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", [heads.Linear, heads.Biaffine])
@@ -164,7 +151,6 @@ def test_heads_compute_in_fp32_under_autocast(encoder, head):
     assert h.dtype == loss.dtype == torch.float32
     assert torch.equal(loss, model.head.loss(h, b)) and torch.equal(found, model.head.predict(h, b))
 
-
 @torch.no_grad()
 def test_models_of_one_encoder_share_nothing(encoder):
     (b, *_), loaded = two(), load(str(encoder))
@@ -174,7 +160,6 @@ def test_models_of_one_encoder_share_nothing(encoder):
         parameter += 1
     assert torch.equal(first.read(b)[b.real], want[b.real])
     assert torch.equal(loaded.model(b.ids).last_hidden_state, want)
-
 
 @pytest.mark.parametrize("name", ["tiny", "mbert", "xlmr"])
 def test_digest_is_of_vocabulary_subwords_settings_and_weights_alone(encoder, name, tmp_path):
@@ -199,14 +184,12 @@ def test_digest_is_of_vocabulary_subwords_settings_and_weights_alone(encoder, na
     again.add_tokens("no such word")
     assert len({*found, digest()}) == 5
 
-
 @pytest.mark.parametrize("kind, words", [("T5", "last_hidden"), ("Bart", "last_hidden"), ("GPT2", "right")])
 def test_models_that_are_no_encoders_are_refused(kind, words):
     small = dict(vocab_size=30, num_layers=1, d_model=16, n_embd=24, decoder_layers=1)
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**small)).eval()
     with pytest.raises(KitError, match=words):
         heads.check_encoder(model, "name")
-
 
 @pytest.mark.parametrize("answer, words", [(OSError("a\nb"), "a"), (OSError(), "OSError"), (0, "Timeout")])
 def test_the_hub_is_asked_once_for_seconds_if_at_all(encoder, tmp_path, monkeypatch, answer, words):

@@ -15,11 +15,10 @@ LINE = [round(.1 * i - .5, 1) for i in range(21)]
 INV, PER, SYN, T = "en.inversion", "en.permutation", "en.syntax-hi", "en.transliteration"
 TI, SHIFTED = T + ".inversion", (T, T + ".inversion", T + ".permutation", SYN + T[2:], T + ".x")
 
-
 def grid(tgt, BZ, BS, p1=None, task="pos", seed=1, src="en", encoder=None, original=False, keep=None):
     """80 points at the bilingual model, planes down to BZ and BS; p1: of all rows, or in the loss and out."""
     parts = {} if p1 is None else {"all": p1} if isinstance(p1, int) else dict(zip(("in", "out"), p1))
-    known = {"align": 5. if len(parts) == 2 else 0, "original": original,
+    known = {"align": 5. * (len(parts) == 2), "pretraining": "scratch-original" if original else "scratch",
              "alignment": {rows: [x + 1, x - 1] for rows, x in parts.items()} or None}
     points = dict.fromkeys(point for a in LINE for point in ((round(1 - a, 3), 0.), (0., round(1 - a, 3))))
     rows = [{"a1": a1, "a2": a2, "src": {"accuracy": 76 if a1 == .5 else 80}, "tgt": {"accuracy": float(
@@ -30,15 +29,12 @@ def grid(tgt, BZ, BS, p1=None, task="pos", seed=1, src="en", encoder=None, origi
         "settings": {}, "scored_in": "fp32", "majority": {src: 0., tgt: 0.}, "norm_ratio": 1.,
         "angle": 50. + seed, **({} if encoder else known)}, *rows[:keep]])
 
-
 def minus(*losses, task="pos"):
     return [grid(tgt, 90 - loss, 90, *p1, task=task) for tgt, loss, *p1 in losses]
-
 
 GRIDS = [grid(T, 40, 90, 10), grid(T, 44, 92, 10, seed=2), grid(TI, 10, 80, 0), grid(T, 70, 90, (84, 5)),
          *(grid(tgt, 20, 90, original=True) for tgt in (T, INV)),
          grid(INV, 75, 80, encoder="mbert"), grid(INV, 100, 80, task="parsing")]
-
 
 def test_table_by_hand():
     found = derive.table(GRIDS)
@@ -50,13 +46,11 @@ def test_table_by_hand():
         (TI, "0.0", "10.0", "80.0", "-", "-70.0", "1", "0.16", "-42.7"),
         (INV, "-", "100.0", "80.0", "-", "20.0", "1", "-", "-")]
 
-
 @pytest.mark.parametrize("grids", [
     [], [grid("de", 40, 80)], [grid("en", 40, 80, src=INV)], [grid("english.inversion", 40, 80)],
     [grid(T, 40, 80, original=True)], [grid(T, 40, 80, keep=11)], [grid(T, 40, 1)]])   # to come; collapsed
 def test_without_a_derived_language_there_is_nothing(grids):
-    assert derive.section(grids) == ("", "") and derive.figures(grids) == [] == derive.transfers(grids)
-
+    assert derive not in plot.further(grids) and derive.figures(grids) == [] == derive.transfers(grids)
 
 @pytest.mark.parametrize("x, y, found", [   # p: in order, or one swap; ranks 1.5, 1.5, 3, 4
     ([1, 2, 3, 4], [0, 3, 1, 10], (.8, 4 / 24, 14 / (5 * 61) ** .5)),
@@ -65,7 +59,6 @@ def test_without_a_derived_language_there_is_nothing(grids):
     ([1, 2, 3], [5, 5, 5], (np.nan,) * 3), ([1, 2], [1, 2], (np.nan,) * 3)])
 def test_correlations_by_hand(x, y, found):
     assert derive.correlate(x, y) == pytest.approx(found, nan_ok=True)
-
 
 def test_p_is_that_of_all_orders_and_what_it_takes():
     def spearmans(n):   # of each order, by the squared differences of ranks
@@ -81,7 +74,6 @@ def test_p_is_that_of_all_orders_and_what_it_takes():
         assert round(sure, 2) == least and f"{least} of {n}".lstrip("0") in derive.RULES
     assert 1 / len(spearmans(3)) > .05 and "of 3, nothing is" in derive.RULES
 
-
 def test_the_papers_correlations_and_limits_follow_from_its_numbers():
     rows = [row for kind, row in derive.PAPER.items() if "transliteration" in kind]
     rows += (43, -3.8, -4.1, -.7), (11.8, -5.7, -14.3, -1.5), (4.9, -9.2, -19.1, -2.5)   # not parallel
@@ -92,7 +84,6 @@ def test_the_papers_correlations_and_limits_follow_from_its_numbers():
     for kind, (_, xnli, ner, pos) in derive.PAPER.items():
         if " " not in kind:
             assert derive.LITTLE[kind] == min(xnli, pos, ner if kind == "transliteration" else 0)
-
 
 @pytest.mark.parametrize("claim, verdict, cases, grids", [
     (0, "agrees", "1 of 1", minus((T, 2.3))), (0, "differs", "0 of 1", minus((T, 2.4))),
@@ -118,7 +109,6 @@ def test_rule_of_each_claim(claim, verdict, cases, grids):
     found = derive.claims(grids)[claim]
     assert (found["verdict"], found["cases"]) == (verdict, cases), found
 
-
 @pytest.mark.filterwarnings("error")
 def test_figures_hold_the_numbers(tmp_path):
     def points(ax):
@@ -134,7 +124,6 @@ def test_figures_hold_the_numbers(tmp_path):
     [(_, _, alone)] = derive.figures(GRIDS[6:7])   # nothing is transliterated: bars, here a single one
     assert plot.draw_figure("alone", alone, tmp_path) + plot.draw_figure("surface", surface, tmp_path)
 
-
 @pytest.mark.filterwarnings("error")
 def test_both_texts_hold_everything_and_fit():
     widest = [grid(SYN + TI[2:], BZ, 100, (100, 100), "parsing", seed=BZ) for BZ in (0, 100)]
@@ -143,7 +132,6 @@ def test_both_texts_hold_everything_and_fit():
         assert all(said in text and "nan" not in text for text in texts), said
     assert max(map(len, texts[1].splitlines())) == 79
     assert "Alignment and Delta" not in "".join(derive.section(GRIDS[6:]))
-
 
 def test_import_is_light():
     code = "import sys, derive; print({'torch', 'matplotlib', 'transformers'} & sys.modules.keys())"

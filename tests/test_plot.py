@@ -16,11 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TENTHS = [round(0.1 * i - 0.5, 1) for i in range(21)]
 LINE = sorted(TENTHS + [0.025, 0.05, 0.075, 0.125, 0.15, 0.175, 0.825, 0.85, 0.875, 0.925, 0.95, 0.975])
 
-
 def paper(a1, a2, seed=1):
     """Surfaces as in the paper: flat for a language that was trained on, a linear loss without it."""
     return 90 - 30 * max(a2, 0) - 0.01 * seed * a1, 80 - (25 + seed) * max(a1, 0) - 0.01 * seed * a2
-
 
 SURFACES = {  # others; k is how much there is of what makes them
     "bent": lambda a1, a2, seed, k, at: np.subtract(
@@ -37,10 +35,8 @@ SURFACES = {  # others; k is how much there is of what makes them
     "steps": lambda a1, a2, seed, k: (90, 80 if a1 == 0 else 8 * (2 * k + seed)),
 }
 
-
 def like(name, *k):
     return lambda a1, a2, seed: SURFACES[name](a1, a2, seed, *k)
-
 
 def rows(score=paper, lines=True, **fields):
     """The lines of a result file: a header with these fields, points of both lines or of the plane too."""
@@ -58,18 +54,14 @@ def rows(score=paper, lines=True, **fields):
         made.append({"a1": a1, "a2": a2, "src": src, "tgt": tgt, "seconds": 1})
     return made
 
-
 def grid(score=paper, lines=True, keep=None, **fields):
     return plot.check(Path("made-up"), rows(score, lines, **fields)[:None if keep is None else keep + 1])
-
 
 def seeds(*numbers, **fields):
     return [grid(seed=number, **fields) for number in numbers]
 
-
 def both(mbert, xlmr, lines=True, **of_xlmr):
     return [grid(mbert, lines), grid(xlmr, lines, encoder="xlm-roberta-large", **of_xlmr)]
-
 
 def write(folder, tail="", keep=None, **fields):
     """A result file as reproduce.py writes it; keep: that many points only; tail: what comes after them."""
@@ -80,7 +72,6 @@ def write(folder, tail="", keep=None, **fields):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in [header, *points[:keep]]) + tail)
     return file
-
 
 def test_normalised_scores_and_variance_by_hand():
     runs = seeds(1, 2, keep=0)
@@ -94,7 +85,6 @@ def test_normalised_scores_and_variance_by_hand():
     assert variance[:2, 1] == pytest.approx([12.5 / 45, 50 / 45])  # of 25, 30 and 50, 40
     assert np.isnan(variance[2]).all() and scores[:, 0, 0] == pytest.approx([0.95, 1])  # one seed has none
 
-
 @pytest.mark.parametrize("n,t", [(2, 12.706), (3, 4.303), (11, 2.228), (12, 2.201), (31, 2.042), (99, 1.984)])
 def test_band_is_students_t(n, t):
     values = np.arange(n, dtype=float)[:, None]
@@ -103,7 +93,6 @@ def test_band_is_students_t(n, t):
     assert mean[:2] == pytest.approx([2, 5]) and half[0] == pytest.approx(4.303 / 3 ** 0.5)
     assert np.isnan(half[1:]).all() and np.isnan(mean[2])
 
-
 @pytest.mark.parametrize("targets, units, half", [
     (("de", "ru"), "runs", 3.182 * np.std([1, 2, 3, 4], ddof=1) / 10 / 2),
     (("de", "ru", "zh"), "cases", 4.303 * np.std([1.5, 3.5, 5.5], ddof=1) / 10 / 3 ** 0.5)])
@@ -111,7 +100,6 @@ def test_units_of_a_band_are_cases_or_runs_where_cases_are_few(targets, units, h
     grids = [made for k, tgt in enumerate(targets) for made in seeds(1, 2, score=like("steps", k), tgt=tgt)]
     scores, found, _ = plot.series(grids, 1)
     assert found == units and plot.band(scores)[1][LINE.index(0), 1] == pytest.approx(half)
-
 
 def test_points_shape_slopes_and_the_lost_share_of_a_plane_by_hand():
     made, at = grid(lambda a1, a2, seed: (90 - 30 * max(a2, 0), 80 - 26 * max(a1, 0) ** 2)), LINE.index(0.3)
@@ -129,15 +117,12 @@ def test_points_shape_slopes_and_the_lost_share_of_a_plane_by_hand():
     shares = [plot.numbers([made])["plane: share lost"] for made in both(like("narrow"), paper, False)]
     assert shares == pytest.approx([15 / 21, 14 / 21])
 
-
 def found(grids, claim):
     [row] = [row for row in plot.claims(grids) if row["claim"].startswith(claim)]
     return row
 
-
 NARROW, DENTED, BENT = like("narrow"), like("dented", {0.1: 1, 0.9: 1}), [grid(like("bent", 0.05, 0.6))]
 STEP, FALL, LEVEL = [grid(like("step"))], [grid(like("bent", 0.05, 0.5))], [grid(like("level"))]
-
 
 @pytest.mark.parametrize("claim, agree, measured, differ, otherwise", [
     ("Source stays flat", [grid(like("bent", 0.02, 0.6))], "lowest score = 0.978", BENT, "= 0.944"),
@@ -173,7 +158,6 @@ def test_rule_of_each_claim(claim, agree, measured, differ, otherwise):
         row = found(grids, claim)
         assert (row["verdict"], number in row["measured"]) == (verdict, True), row
 
-
 @pytest.mark.parametrize("start, grids", [
     ("", []), ("", [grid(part="head", keep=5)]), ("Sou", [grid(keep=9)]), ("T", [grid(keep=5, angle=None)]),
     ("Target stays", [grid(keep=40)]), ("Source rises", [grid(keep=40)]), ("Zero-shot seeds", [grid()]),
@@ -183,7 +167,6 @@ def test_rule_of_each_claim(claim, agree, measured, differ, otherwise):
 def test_what_the_grids_do_not_tell_is_not_tested(start, grids):
     verdicts = {row["verdict"] for row in plot.claims(grids) if row["claim"].startswith(start)}
     assert verdicts == {"not tested"}
-
 
 @pytest.mark.parametrize("dents, verdict, cases", [
     ([(0.05, 0.3)], "differs", "0 of 1"), ([(0.05, 0.3), (0, 0)], "mixed", "1 of 2"),  # half is not most
@@ -197,7 +180,6 @@ def test_a_verdict_needs_the_pooled_measure_and_most_cases(dents, verdict, cases
     grids = [*both(NARROW, paper), grid(NARROW, tgt="ru"), *both(NARROW, paper, task="ner")[1:]]
     assert found(grids, "XLM-R has")["cases"] == "1 of 1"  # for two encoders, a case is a task and a pair
 
-
 @pytest.mark.parametrize("point, side, said", [
     (plot.SRC, 0, "source-only model 21.0 on EN"), (plot.TGT, 1, "target-only model 19.0 on DE"),
     (plot.BOTH, 0, "bilingual model 21.0 on EN"), (plot.BOTH, 1, "bilingual model 19.0 on DE")])
@@ -210,7 +192,6 @@ def test_a_collapsed_run_is_named_and_left_out(point, side, said):
     assert plot.summary(grids) == plot.summary([low]) and plot.claims(grids) == plot.claims([low])
     assert plot.sound([bad, grid(part="head", seed=2)], "head") == []  # nor its parts
     assert not grid(like("sloping", 80), part="head").collapse()  # where the other two models are no points
-
 
 def test_parts_unfinished_runs_missing_angles_and_unlike_settings():
     grids = [grid(angle=80.0), grid(like("level"), part="encoder"), grid(like("level"), part="head")]
@@ -226,7 +207,6 @@ def test_parts_unfinished_runs_missing_angles_and_unlike_settings():
     assert plot.remarks(grids) == ["Mixed settings: POS mBERT, limit 500 and None.",
                                    "Mixed settings: POS mBERT, scored in fp32 and tf32."]
 
-
 def test_summary_by_hand():
     rows = plot.summary(seeds(1, 3, task="parsing", metrics=["LAS", "UAS"]))
     assert rows[0] == {"task": "Parsing", "metric": "LAS", "encoder": "mBERT", "pair": "EN-DE", "seeds": "2",
@@ -234,7 +214,6 @@ def test_summary_by_hand():
                        "target only": "80.0 ± 0.0", "bilingual on source": "90.0 ± 0.0",
                        "flatness": "1.000", "norm ratio": "1.00 ± 0.00", "angle": "55.0 ± 0.0"}
     assert (rows[1]["metric"], rows[1]["zero-shot"], rows[1].get("flatness")) == ("UAS", "58.0 ± 1.4", None)
-
 
 def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
     for fields in ({}, {"seed": 2}, {"part": "head"}, {"task": "ner", "encoder": "xlmr", "src": "ar"}):
@@ -247,14 +226,12 @@ def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
     assert made.scores["F1"][plot.BOTH] == (95, 85) and made.points[plot.BOTH] == (90, 80)
     assert str(made) == "title bart EN+FR-EN.INVERSION seed 1" and made.collapse() == ""
 
-
 @pytest.mark.parametrize("tail", ['{"a1": 0.3, "a2": 0.0, "sr', '{"a1"', "\x00\x00", ""])
 def test_a_torn_last_line_is_left_out_and_left_alone(tmp_path, tail):
     file = write(tmp_path, keep=9, tail=tail)
     write(tmp_path, seed=2).write_text(tail)  # not even a whole header: it holds nothing yet
     [made] = plot.load([tmp_path])
     assert len(made.points) == 9 and file.read_text().endswith(tail)
-
 
 @pytest.mark.parametrize("old, new, said", [
     (f'"format": {FORMAT}', '"format": 1', f"line 1: format is 1, expected {FORMAT}"),
@@ -281,7 +258,6 @@ def test_broken_files_are_refused_with_file_line_and_value(tmp_path, old, new, s
         plot.load([tmp_path])
     assert str(file) in str(error.value) and re.search("restore the file|Delete the file", str(error.value))
 
-
 @pytest.mark.parametrize("other, said", [
     ({"score": like("level")}, "accuracy at"), ({"metrics": ["LAS"]}, "metrics"),
     ({"angle": 56.0}, "angle: 55.0 and 56.0"), ({"models": {"src": "e"}}, "models")])
@@ -295,16 +271,13 @@ def test_copies_count_once_and_are_refused_where_they_contradict(tmp_path, other
         plot.load([tmp_path / "c", tmp_path / "d"])
     assert str(one) in str(error.value) and str(two) in str(error.value)
 
-
 def drawn(grids, name, kind):
     [make] = [make for found, _, make in plot.plan(grids) if found == name]
     return make().findobj(kind)
 
-
 def texts(grids, name):
     from matplotlib.text import Text
     return " | ".join(text.get_text() for text in drawn(grids, name, Text))
-
 
 def test_what_is_drawn_and_marked_as_unfinished():
     lines = ["fig2-lines", "lines-pos", "lines-pos-en-de", "norms"]
@@ -318,7 +291,6 @@ def test_what_is_drawn_and_marked_as_unfinished():
     assert "incomplete" not in texts([half], "lines-pos-en-de")  # its lines are whole
     assert plot.remarks([half, other]) == ["Incomplete: POS mBERT EN-DE seed 1, 300 of 465 points.",
                                            "Incomplete: NER XLM-R EN-RU seed 1, 20 of 65 points."]
-
 
 @pytest.mark.parametrize("targets, numbers, bands, thin, said", [
     (("de", "ru", "zh"), (1,), 0, 0, "| seeds: 1 |"),
@@ -336,7 +308,6 @@ def test_bands_are_named_and_few_seeds_are_drawn_one_by_one(targets, numbers, ba
     assert not bands or f"| thin lines: single seeds; {said[2:]}" in with_other  # XLM-R's comes first
     assert len(numbers) == 1 or not re.search("band|thin", texts(grids, "variance"))
 
-
 def test_models_languages_and_encoders_are_named():
     said = texts([grid(lines=False), grid(lines=False, encoder="xlmr")], "plane-pos-en-de")
     for text in ("EN-DE", "EN", "DE", "POS, mBERT: score on EN", "POS, XLM-R: score on DE", ".90", ".95"):
@@ -347,7 +318,6 @@ def test_models_languages_and_encoders_are_named():
     assert {name: grid(encoder=name).encoder_name for name in names} == names
     norms = texts([grid(encoder="tiny-bert"), grid(encoder="tiny-bert", task="ner")], "norms")
     assert norms.count("paper") == 1 and "| NER, tiny-bert |" in norms and "POS, tiny-bert" in norms
-
 
 @pytest.mark.filterwarnings("error")
 def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
@@ -362,7 +332,6 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
         first = (tmp_path / "a/figures" / name).read_bytes()
         assert first.startswith(b"\x89PNG" if name.endswith("png") else b"%PDF")
         assert first == (tmp_path / "b/figures" / name).read_bytes(), name
-
 
 def test_report_shows_everything_and_its_links_exist(tmp_path):
     bad = grid(seed=3, metrics=["LAS", "UAS"])
@@ -385,7 +354,6 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
     assert "not tested" in plot.report([], tmp_path / "none", "x")  # without a single whole run
     assert "## Figures" not in (tmp_path / "none/report.md").read_text()
 
-
 def test_the_text_for_the_terminal_is_narrow_with_a_block_for_each_encoder(tmp_path):
     names = {"tgt": "en.transliteration", "task": "generation", "settings": {"a" * 90: 1}}
     grids = [*seeds(1, 2, score=like("noisy", 9), **names), grid(part="head", keep=9, **names),
@@ -397,10 +365,8 @@ def test_the_text_for_the_terminal_is_narrow_with_a_block_for_each_encoder(tmp_p
     assert ["POS", "EN-DE", "90.0", "54.0", "80.0", "1.000"] in [line.split() for line in said]
     assert any(line.endswith("; 1 of 1 cases") for line in said)
 
-
 def run(*arguments):
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-
 
 def test_command_line_joins_folders_and_says_what_is_wrong_in_a_sentence(tmp_path):
     write(tmp_path / "a")
@@ -418,7 +384,6 @@ def test_command_line_joins_folders_and_says_what_is_wrong_in_a_sentence(tmp_pat
         done = run("plot.py", tmp_path / folder, "--out", tmp_path / out)
         assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
         assert f"{tmp_path}/{said}" in done.stderr and not (tmp_path / "new").exists()
-
 
 def test_one_folder_is_its_own_out_and_a_mistake_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "draw", lambda *_: [])

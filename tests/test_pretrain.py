@@ -24,10 +24,9 @@ TINY = "layers=1,heads=2,hidden=16,vocabulary=300,length=12,batch=4,steps=20,war
 PRESET = parse_preset(TINY)
 V, BOTH = PRESET.vocabulary, ("transliteration", "inversion")
 
-
-def make(folder, texts, steps=BOTH, preset=PRESET, align=.5, precision="fp32"):
-    return pretrain.pretrain(folder, texts, steps, preset, align, precision, "cpu", Ranks())
-
+def make(folder, texts, steps=BOTH, preset=PRESET, align=.5, precision="fp32", kind="scratch"):
+    encoder = pretrain.Scratch(str(folder), kind, tuple(texts), steps, align)
+    return pretrain.pretrain(encoder, preset, precision, "cpu", Ranks())
 
 def write_text(path, letters):
     rng = random.Random(letters)
@@ -35,11 +34,9 @@ def write_text(path, letters):
     path.write_text("\n".join(" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(200)))
     return path
 
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text") / "a.txt", "abcdef")
-
 
 @pytest.fixture(scope="module")
 def made(text, tmp_path_factory):
@@ -47,14 +44,12 @@ def made(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "encoder"
     return folder, make(folder, [text])
 
-
 # ---- bad input --------------------------------------------------------------------------------------------
 
 def test_a_preset_names_what_differs_from_the_paper():
     assert parse_preset("") == pretrain.Preset() and pretrain.Preset()[:3] == (8, 8, 512)
     preset = parse_preset("hidden=64, lr=2e-3,blocks=sentences")
     assert preset == pretrain.Preset(hidden=64, lr=2e-3, blocks="sentences")
-
 
 @pytest.mark.parametrize("preset, says", [
     ("hiden=64", "'hiden=64'; expected NAME=VALUE .* of layers, heads, hidden"), ("lr=nan", "lr=nan; "),
@@ -67,7 +62,6 @@ def test_a_preset_that_makes_no_sense_is_refused(preset, says):
     with pytest.raises(KitError, match=says):
         parse_preset(preset)
 
-
 @pytest.mark.parametrize("content, preset, says", [
     (b"", TINY, "x.txt is empty"), (b"one line\n\n", TINY, "x.txt has fewer than two lines"),
     (b"a b\nc \xff d\n", TINY, "x.txt, line 2: byte 0xff"),
@@ -78,16 +72,30 @@ def test_a_text_of_no_use_is_refused(content, preset, says, tmp_path):
     with pytest.raises(KitError, match=says):
         make(tmp_path / "e", [tmp_path / "x.txt"], preset=parse_preset(preset))
 
-
-@pytest.mark.parametrize("texts, steps, align, says", [
-    (1, (), 0, "1 texts; expected"), (2, None, 0, "2 texts"), (0, BOTH, 0, "0 texts"), (3, BOTH, 0, "3 t"),
-    (1, ("transliteration", "syntax-hi"), 0, "no trees to be derived by transliteration.syntax-hi"),
-    (1, ("inversion",), 1, "transliterations, but there are none"), (1, None, 1, "transliterations")])
-def test_texts_and_languages_that_do_not_go_together_are_refused(texts, steps, align, says, text, tmp_path):
-    with pytest.raises(KitError, match=says):
-        make(tmp_path / "e", [text] * texts, steps, align=align)
+def test_a_text_has_no_trees_to_be_derived_from(text, tmp_path):
+    with pytest.raises(KitError, match="no trees to be derived by transliteration.syntax-hi"):
+        make(tmp_path / "e", [text], ("transliteration", "syntax-hi"))
     assert not any(tmp_path.iterdir())
 
+@pytest.mark.parametrize("kind, src, tgt, texts, weights, folders", [
+    ("scratch", "en", T := "en.transliteration", ["a.txt"], [0, 5], [f"en-{T}", f"en-{T}-align5"]),
+    ("scratch", "en.inversion", "en", ["a.txt"], [0, 5], ["en-en.inversion"]),
+    ("scratch", "en", "de", ["x/b.txt", "a.txt", "c.de.txt"], [0], ["b-a-c.de"]),
+    ("scratch-random", "en", "de", ["a.txt", "b.txt"], [0], ["a-b-random"]),
+    ("scratch-random", "en", T, ["a.txt"], [5], [f"en-{T}-random"]),
+    ("scratch-original", "en", T, ["a.txt", "b.txt"], [5], ["en"])])
+def test_the_encoders_of_a_pair(kind, src, tgt, texts, weights, folders):
+    made = pretrain.scratch("o", kind, src, tgt, texts, weights)
+    assert [encoder.folder for encoder in made] == [f"o/{name}" for name in folders]
+    assert all(encoder.texts == tuple(texts if kind != "scratch-original" else texts[:1]) for encoder in made)
+
+@pytest.mark.parametrize("src, tgt, texts, says", [
+    ("en", "de", 1, "must be derived from the other"), ("en", "de.inversion", 1, "must be derived from"),
+    ("en.inversion", "de.permutation", 2, "no more than one"), ("en", "en.inversion", 3, "with more none"),
+    ("en", "en.inversion", 1, "nothing to align")])
+def test_texts_and_languages_that_do_not_go_together_are_refused(src, tgt, texts, says):
+    with pytest.raises(KitError, match=says):
+        pretrain.scratch("o", "scratch", src, tgt, ["a.txt", "b.txt", "c.txt"][:texts], [5])
 
 # ---- text and batches -------------------------------------------------------------------------------------
 
@@ -96,9 +104,8 @@ def lines_of(folder):
     ids = np.fromfile(folder / "text.ids", np.uint32)
     return [tuple(line.tolist()) for line in np.split(ids, np.flatnonzero(ids == BEGIN)[1:])]
 
-
 @pytest.mark.parametrize("files", [1, 2])
-@pytest.mark.parametrize("steps", [None, (), BOTH])
+@pytest.mark.parametrize("steps", [(), BOTH])
 def test_the_derived_half_is_that_of_the_last_text(files, steps, text, tmp_path):
     texts = [text, write_text(tmp_path / "b.txt", "defghi")][:files]
     pretrain.prepare(tmp_path, texts, steps, PRESET, {})
@@ -106,18 +113,22 @@ def test_the_derived_half_is_that_of_the_last_text(files, steps, text, tmp_path)
     assert (len(tokenizer), tokenizer.model_max_length) == (V, 128)
     plain = [[tuple(tokenizer(line).input_ids) for line in path.read_text().split("\n")] for path in texts]
     turned = [(BEGIN, *(i + V for i in line[-2:0:-1]), END) for line in plain[-1]]
-    assert lines_of(tmp_path) == plain[0] + {None: [], (): plain[-1], BOTH: turned}[steps]
+    assert lines_of(tmp_path) == plain[0] + (turned if steps else plain[1] if files > 1 else [])
 
+def test_a_line_may_hold_two_sentences(text, tmp_path):
+    (tmp_path / "x.txt").write_text(f"ab cd\tef\na\tb\tc\n{text.read_text()}")
+    pretrain.prepare(tmp_path, [tmp_path / "x.txt"], (), PRESET, {})
+    tokenizer, found = AutoTokenizer.from_pretrained(tmp_path), lines_of(tmp_path)
+    assert found[0] == tuple(tokenizer("ab cd", "ef").input_ids) and found[0].count(END) == 3
+    assert found[1] == tuple(tokenizer("a\tb\tc").input_ids)
 
 def test_a_text_may_hold_blank_lines_and_the_names_of_special_tokens(text, tmp_path):
     (tmp_path / "x.txt").write_text(f"<s> <mask></s>\r\n \n{text.read_text()}\n\n")
-    pretrain.prepare(tmp_path, [tmp_path / "x.txt"], None, PRESET, {})
+    pretrain.prepare(tmp_path, [tmp_path / "x.txt"], (), PRESET, {})
     assert len(lines_of(tmp_path)) == 201 and all(min(line[1:-1]) > MASK for line in lines_of(tmp_path))
-
 
 def test_a_tokenizer_is_the_same_in_every_run(text):
     assert len({pretrain.train_tokenizer([text], PRESET).backend_tokenizer.to_str() for _ in range(5)}) == 1
-
 
 @pytest.mark.parametrize("blocks", ["joined", "sentences"])
 def test_steps_draw_all_blocks_of_the_text_and_nothing_else(blocks, text, tmp_path):
@@ -134,7 +145,6 @@ def test_steps_draw_all_blocks_of_the_text_and_nothing_else(blocks, text, tmp_pa
         seen |= {tuple(i for i in row if i != PAD) for row in rows}
     assert seen == set(want)
 
-
 def test_a_step_is_the_same_when_drawn_again_and_in_parts(text, tmp_path):
     pretrain.prepare(tmp_path, [text], BOTH, PRESET, {})
     blocks = Blocks(tmp_path / "text.ids", PRESET)
@@ -144,7 +154,6 @@ def test_a_step_is_the_same_when_drawn_again_and_in_parts(text, tmp_path):
     assert [part.count for part in parts] == [len(part.at) for part in parts] and whole.count > 0
     assert torch.equal(blocks.batches(7, 1, "cpu")[0].ids, whole.ids)
     assert not torch.equal(blocks.batches(8, 1, "cpu")[0].labels, whole.labels)
-
 
 def test_selection_and_replacement_are_the_papers():
     ids = torch.randint(5, 2 * V, (1000, 1000), generator=torch.Generator().manual_seed(1))
@@ -159,7 +168,6 @@ def test_selection_and_replacement_are_the_papers():
     assert other.min() == 5 and other.max() == V - 1 and len(other.unique()) == V - 5   # the original half
     assert abs(other.float().mean() - (V + 4) / 2) < 3                                   # evenly
 
-
 # ---- losses and alignment ---------------------------------------------------------------------------------
 
 def a_batch():
@@ -168,7 +176,6 @@ def a_batch():
     hidden = hide(ids, PRESET._replace(selected=.5), torch.Generator().manual_seed(3))
     return ids, to_batch(ids, *hidden, "cpu")
 
-
 def test_the_loss_is_the_librarys_own():
     model, (ids, batch) = Pretraining(PRESET._replace(init=.5)).eval(), a_batch()   # padding would be felt
     labels = torch.full_like(ids, -100).flatten()
@@ -176,7 +183,6 @@ def test_the_loss_is_the_librarys_own():
     found = model.masked(input_ids=batch.ids, attention_mask=(ids != PAD).long(), labels=labels.view_as(ids))
     torch.testing.assert_close(model.loss(batch), found.loss)
     assert batch.count == (labels >= 0).sum() and batch.mask[1].tolist() == [True] * 6 + [False] * 3
-
 
 def test_the_alignment_loss_by_hand():
     rows, (_, batch) = torch.tensor([5, 6]), a_batch()
@@ -188,13 +194,11 @@ def test_the_alignment_loss_by_hand():
                 model.embeddings()[at, place] = value
     torch.testing.assert_close(aligned.loss(batch), plain.loss(batch) - 4 * (1 + .8) / 2)   # cosines 1, 4/5
 
-
 def test_half_of_the_ordinary_subwords_is_in_the_alignment_loss():
     inside, outside = (half.tolist() for half in pretrain.halves(PRESET))
     assert sorted(inside + outside) == list(range(5, V)) and len(inside) - len(outside) in (0, 1)
     assert 50 < sum(i > V / 2 for i in inside) < 100 and pretrain.halves(PRESET)[0].tolist() == inside
     assert pretrain.halves(PRESET._replace(seed=1))[0].tolist() != inside
-
 
 def test_alignment_against_brute_force():
     e = torch.randn(80, 3, generator=torch.Generator().manual_seed(1))
@@ -211,17 +215,14 @@ def test_alignment_against_brute_force():
     assert alignment(e, 40) == alignment(e, 40, torch.arange(5, 40))
     assert alignment(torch.cat([e[:40], 3 * e[:40]]), 40) == [100, 100]
 
-
 def test_the_loss_falls_and_the_alignment_loss_aligns(text, tmp_path):
     made = make(tmp_path / "e", [text], BOTH[:1], PRESET._replace(steps=300, batch=16, dropout=0.), align=5.)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "e" / "train.jsonl").open()]
     assert losses[-1] < losses[0] - 2
     assert min(made["P@1"]["in the loss"]) > 90 > 30 > max(made["P@1"]["left out"])
 
-
 def test_cost_is_a_time():
     assert 0 < pretrain.cost(PRESET, "cpu") < 10
-
 
 # ---- folders ----------------------------------------------------------------------------------------------
 
@@ -242,13 +243,18 @@ def test_an_encoder_folder_is_an_ordinary_one_and_reads_its_derived_language(mad
     assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
     assert not {"text.ids", "state.safetensors"} & {path.name for path in folder.iterdir()}
 
-
-def test_one_language_and_two_that_are_not_derived_are_taken_again_too(text, tmp_path):
-    for name, texts, steps in (("one", [text], None), ("two", [text, text], ())):
-        made = make(tmp_path / name, texts, steps, PRESET._replace(steps=4), align=0.)
-        assert make(tmp_path / name, texts, steps, PRESET._replace(steps=4), align=0.) == made
-        assert "P@1" not in made and made["derived by"] == (steps if steps is None else [])
-
+def test_the_controls_are_encoders_too_and_taken_again(text, tmp_path):
+    short, weights = PRESET._replace(steps=4), {}
+    for kind, number in (("scratch-original", 1), ("scratch-random", 2), ("scratch", 2)):
+        texts = [text] * number
+        made = make(tmp_path / kind, texts, (), short, 0., kind=kind)
+        assert make(tmp_path / kind, texts, (), short, 0., kind=kind) == made and "P@1" not in made
+        weights[kind] = heads.load_encoder(str(tmp_path / kind)).model.state_dict()
+        assert pretrain.about(tmp_path / kind)["pretraining"] == kind
+    untrained = Pretraining(short).masked.roberta.state_dict()
+    same = {kind: all(torch.equal(untrained[name], found[name]) for name in untrained if "pooler" not in name)
+            for kind, found in weights.items()}
+    assert same == {"scratch-original": False, "scratch-random": True, "scratch": False}
 
 def test_a_finished_encoder_is_taken_as_it_is_or_refused(made, text, tmp_path):
     folder, about = made
@@ -266,7 +272,6 @@ def test_a_finished_encoder_is_taken_as_it_is_or_refused(made, text, tmp_path):
     with pytest.raises(KitError, match="was made with weights"):
         make(other, [text])
 
-
 def test_an_unfinished_encoder_goes_on_only_as_it_was_begun(text, tmp_path, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(ZeroDivisionError):
         m.setattr(Blocks, "batches", lambda *args, **kwargs: 1 / 0)
@@ -275,7 +280,6 @@ def test_an_unfinished_encoder_goes_on_only_as_it_was_begun(text, tmp_path, monk
         make(tmp_path / "e", [text], preset=PRESET._replace(lr=.1))
     monkeypatch.setattr(pretrain, "train_tokenizer", None)   # nor is the text read a second time
     assert make(tmp_path / "e", [text])["lr"] == .01
-
 
 KILLED = """
 import os, signal, sys
@@ -287,7 +291,8 @@ text, out = sys.argv[1:]
 preset, steps = pretrain.parse_preset(sys.stdin.read()), ("transliteration", "inversion")
 
 def run(name):
-    pretrain.pretrain(f"{out}/{name}", [text], steps, preset, .5, "fp32", "cpu", Ranks())
+    encoder = pretrain.Scratch(f"{out}/{name}", "scratch", (text,), steps, .5)
+    pretrain.pretrain(encoder, preset, "fp32", "cpu", Ranks())
 
 def killed(owner, name, when=lambda *args: True):
     function = getattr(owner, name)
@@ -308,7 +313,6 @@ killed(pretrain, "alignment")                                                # t
 run("killed")
 """
 
-
 def test_a_pretraining_killed_three_times_ends_with_the_same_bytes(text, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, text, tmp_path], input=TINY, text=True, cwd=KIT,
                           capture_output=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
@@ -317,7 +321,6 @@ def test_a_pretraining_killed_three_times_ends_with_the_same_bytes(text, tmp_pat
                      for name in ("whole", "killed"))
     assert whole == killed and {"model.safetensors", "tokenizer.json", "train.jsonl"} < set(whole)
     assert [path.name for path in tmp_path.glob("killed*")] == ["killed"]
-
 
 def test_the_command_pretrains_what_a_pair_needs_and_two_processes_give_the_files_of_one(corpus, tmp_path):
     text = tmp_path / "en.txt"
@@ -345,7 +348,6 @@ def test_the_command_pretrains_what_a_pair_needs_and_two_processes_give_the_file
     assert header["align"] == 5 and set(header["alignment"]) == {"in the loss", "left out"}
     again = command(*flags, "--out", tmp_path / "one", "--dry-run")
     assert "9 of 9 distinct models done" in again.stdout and "to pretrain" not in again.stdout
-
 
 @pytest.mark.parametrize("flags, said", [
     (["--encoder", "scratch", "--tgt", "en.inversion"], "--text"),

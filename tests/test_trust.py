@@ -40,7 +40,6 @@ BUSY = r"reproduce.py: Another process is writing \S+: wait for it, or take anot
 PRETRAINING = "layers=1,heads=2,hidden=16,vocabulary=300,length=12,batch=4,steps=20,warmup=4,blocks=sentences"
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
-
 # ---- a run in a process of its own ------------------------------------------------------------------------
 
 def child(argv, options, out, err):
@@ -50,12 +49,11 @@ def child(argv, options, out, err):
     sys.argv = ["reproduce.py", *argv]
     sys.exit(reproduce.answer(reproduce.parse_arguments(argv)))
 
-
 def change(moment=0, place="", disk=0, pause=0, figures=0):
     """Make this process a small one. moment and place: where it kills itself; disk: bytes a file may have;
     pause: seconds before each scoring; figures: how many are drawn."""
     plan, score = reproduce.plot.plan, reproduce.Run.score
-    demo.SIZES, demo.PAIRS, demo.TEXTS, demo.STEPS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300, 10
+    demo.SIZES, demo.PAIRS, demo.TEXTS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300
     reproduce.plot.plan = lambda grids: plan(grids)[:figures]
 
     def slow_score(*args):
@@ -67,7 +65,6 @@ def change(moment=0, place="", disk=0, pause=0, figures=0):
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     if moment:
         kill_at(moment, place)
-
 
 def kill_at(moment, place):
     """Let this process kill itself at the n-th delicate moment of the files with `place` in their paths."""
@@ -101,7 +98,6 @@ def kill_at(moment, place):
     results.open = lambda path, mode: Torn(io.FileIO(path, "a+"))
     safetensors.torch.save_file, os.replace, Path.unlink = save_file, around(os.replace), around(Path.unlink)
 
-
 class Run:
     def __init__(self, argv, options):
         self.pipes, ends = zip(*(FORK.Pipe(duplex=False) for _ in ("stdout", "stderr")))
@@ -129,7 +125,6 @@ class Run:
             if self.process.is_alive():
                 os.kill(self.process.pid, number)
         return self.wait()
-
 
 class Kit:
     def __init__(self, encoder, corpus, folder):
@@ -170,7 +165,6 @@ class Kit:
             same(out, self.undisturbed(**settings))
         return run
 
-
 @pytest.fixture(scope="module")
 def kit(encoder, corpus, tmp_path_factory):
     FORK.set_forkserver_preload([__name__])
@@ -179,17 +173,14 @@ def kit(encoder, corpus, tmp_path_factory):
         forkserver.ensure_running()
     return Kit(encoder, corpus, tmp_path_factory.mktemp("undisturbed"))
 
-
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
 
 def files(folder):
     """{path: content} of all files in a folder but the report, which names the command."""
     return {str(path.relative_to(folder)): path.read_bytes()
             for path in folder.rglob("*") if path.is_file() and path.name != "report.md"}
-
 
 def same(out, want, drawn=False):
     """The files are those of an undisturbed run; drawn: and figures. A difference is shown by name."""
@@ -198,15 +189,12 @@ def same(out, want, drawn=False):
     assert bool(figures) == drawn and sorted(got.keys() - figures) == sorted(want)
     assert [name for name in want if got[name] != want[name]] == []
 
-
 def progress(out):
     """Bytes in the files that grow line by line."""
     return sum(path.stat().st_size for path in out.rglob("*.jsonl"))
 
-
 def states(out):
     return list(out.rglob("state.safetensors"))
-
 
 @pytest.mark.parametrize("longest, clock, settings", [
     (250, False, dict(tasks=("ner",))), *(slow(longest, longest == 800, dict(tasks=(task,)))
@@ -232,9 +220,9 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(
     assert len(said) >= 3 and "continued after step" in "".join([*said, run.said])
     assert not re.search(r"(?m) steps, \d+ s$|: \d+ points, \d+ s$", kit.again(out, **settings).said)
 
-
 @pytest.mark.parametrize("flags, places", [
-    (("--demo",), {"tiny-bert": (2, 9, 20), "data": (2, 40), "figures": (3, 8), ".report": (3,)}),
+    (("--demo", "--pretraining", PRETRAINING),
+     {"data": (2, 40), "encoders": (2, 9, 20), "figures": (3, 8), ".report": (3,)}),
     (("--demo", "ingredients", "--tgt", "A.inversion", "--pretraining", PRETRAINING),
      {"text": (1, 6), "encoders": (1, 8, 20, 50), "models": (4, 30), "grids": (3, 50)})])
 def test_killed_in_the_middle_of_any_file_a_run_leaves_nothing_behind(kit, out, flags, places):
@@ -245,14 +233,12 @@ def test_killed_in_the_middle_of_any_file_a_run_leaves_nothing_behind(kit, out, 
             assert run.wait() == KILLED, (place, moment)
     kit.again(out, **settings)
 
-
 @pytest.mark.slow
 def test_killed_at_each_moment_between_two_lines(kit, tmp_path):
     settings = dict(epochs=1, batch_size=40)   # one short model after another
     for moment in range(1, 60):
         assert kit.start(out := tmp_path / str(moment), moment=moment, **settings).wait() == KILLED
         kit.again(out, **settings)
-
 
 def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_folders(
         kit, corpus, encoder, tmp_path):
@@ -269,7 +255,6 @@ def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_fo
     assert list(here.iterdir()) == [out] and [files(corpus), files(encoder)] == before
     caches = {path.split("/")[0] for path in files(home)}
     assert caches <= {"huggingface", "matplotlib", "torch", "fontconfig", ".cache", ".config"}, caches
-
 
 def test_torn_lines_and_files_left_behind_do_no_harm(kit, out):
     run, left = kit.start(out), ["state.safetensors", ".state.safetensors.tmp", ".tmpX1y2z3"]
@@ -289,7 +274,6 @@ def test_torn_lines_and_files_left_behind_do_no_harm(kit, out):
         (folder / name).write_bytes(b"not needed any more")
     kit.again(out)
 
-
 def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(kit, out):
     for condition in (lambda: states(out), lambda: list(out.glob("grids/**/*.jsonl"))):
         run = kit.start(out, pause=0.02)
@@ -297,7 +281,6 @@ def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(kit, out)
         assert run.kill(signal.SIGINT) == 130 and run.error.strip().count("\n") == 0
         assert str(out) in run.error and "same command continues" in run.error
     kit.again(out)
-
 
 def test_ctrl_c_while_the_libraries_are_loaded_gives_no_traceback(kit, out):
     process = subprocess.Popen([sys.executable, KIT / "reproduce.py", *kit.argv(out)], text=True,
@@ -308,7 +291,6 @@ def test_ctrl_c_while_the_libraries_are_loaded_gives_no_traceback(kit, out):
     error = process.communicate()[1]
     assert process.returncode in (130, -signal.SIGINT)   # a shell reports 130 for both
     assert "Traceback" not in error and error.count("\n") <= 1
-
 
 def test_a_file_that_another_process_writes_is_left_alone(kit, out):
     names = sorted(name for name in kit.undisturbed() if name.endswith("jsonl"))
@@ -321,7 +303,6 @@ def test_a_file_that_another_process_writes_is_left_alone(kit, out):
             assert run.wait() == 2 and re.fullmatch(BUSY, run.error) and f" {path}:" in run.error
             assert path.read_bytes() == b'{"half": '
     kit.again(out)
-
 
 @pytest.mark.parametrize("moments, tasks", [((1, 2500), ("pos",)), *(
     slow(sorted(random.Random(seed).choices(range(12000), k=6)), ("pos", "ner")) for seed in range(6))])
@@ -337,7 +318,6 @@ def test_two_runs_in_one_folder_never_write_one_file(kit, out, moments, tasks):
         assert kit.start(out, tasks=tasks).wait() == 0
     same(out, kit.undisturbed(tasks=tasks))
     assert 2 in codes or len(tasks) > 1
-
 
 def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_whole(kit, out):
     want = kit.undisturbed()
@@ -357,13 +337,11 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_wh
     assert (run := kit.start(out, disk=300)).wait() == 2 and "report.md" in run.error
     assert not (out / "report.md").exists()
 
-
 def test_a_folder_that_cannot_be_written(kit, tmp_path):
     (tmp_path / "file").write_text("a file")
     for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/no/out")):
         assert (run := kit.start(out)).wait() == 2
         assert run.error.startswith(f"reproduce.py: {out.parent}") and run.error.count("\n") == 1
-
 
 def test_a_model_that_vanishes_before_its_grid(kit, out):
     run = kit.start(out, pause=0.02)
@@ -373,12 +351,10 @@ def test_a_model_that_vanishes_before_its_grid(kit, out):
     assert run.wait() == 2 and run.error.count("\n") == 1 and str(gone) in run.error
     kit.again(out)
 
-
 def torchrun(*argv, flags=("--standalone", "--nproc-per-node", 2)):
     command = ["torch.distributed.run", *map(str, flags), KIT / "reproduce.py", *argv]
     return subprocess.Popen([sys.executable, "-m", *command], text=True, cwd=KIT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
 
 @pytest.mark.parametrize("machines, settings", [(2, {}), slow(1, dict(tasks=TASKS, seeds=(1, 2)))])
 def test_two_processes_on_one_or_two_machines_give_the_files_of_one(kit, out, machines, settings):
@@ -393,7 +369,6 @@ def test_two_processes_on_one_or_two_machines_give_the_files_of_one(kit, out, ma
     assert "".join(said for said, *_ in ended).count("Look first at") == 1
     same(out, kit.undisturbed(**settings), drawn=True)
 
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "dev"])
 def test_a_rank_that_fails_ends_the_run_with_its_message(kit, corpus, out, tmp_path, name):
@@ -404,7 +379,6 @@ def test_a_rank_that_fails_ends_the_run_with_its_message(kit, corpus, out, tmp_p
     error = process.communicate(timeout=300)[1]
     assert process.returncode != 0 and time.time() - began < 120 and not out.exists()
     assert error.count(f"reproduce.py: {path}, line 2: 'bad line'") == 1
-
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_and_the_same_command_continues(kit, out):
