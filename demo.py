@@ -20,6 +20,7 @@ import results
 PARTS = "data", "text"   # what `prepare` makes
 LANGUAGES = {"languages": ("A", "B"), "ingredients": ("A", "A.syntax-B"),   # others are derived from these
              "generation": ("A", "B", "C")}
+ALIGNED = "A.transliteration", "A.transliteration.inversion"
 SHAPE = ("layers=2,heads=2,hidden=64,dropout=0,init=.05,blocks=sentences,length=64,batch=64,steps=3000,"
          "warmup=150,lr=2e-3,selected=.2,vocabulary=")   # of an encoder, and how it is pretrained
 PRETRAINING = {"languages": f"{SHAPE}1000", "ingredients": f"{SHAPE}500", "generation": f"{SHAPE}1000"}
@@ -264,6 +265,10 @@ def write_texts(folder, demo):
         write(f"{folder}/{language}.txt",
               ("\t".join(pair(rng, language)[:2]) if number % PAIRED == 0 and demo != "generation"
                else text(clause(rng), language) for number in range(TEXTS)))
+
+def weights(demo, tgt, asked):
+    """Weights of the alignment loss for a pair: of the ingredients, two are aligned, by script and by both."""
+    return [0.] if demo == "ingredients" and tgt not in ALIGNED else asked
 
 def texts(folder, demo, *pair):
     """The texts to pretrain on for a pair; of the ingredients A's, and that in B's order for such a pair."""

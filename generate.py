@@ -353,30 +353,35 @@ def adds_to(more, fewer):
     same = (more.task, more.encoder, more.tgt) == (fewer.task, fewer.encoder, fewer.tgt)
     return same and set(fewer.src.split("+")) < set(more.src.split("+"))
 
+def scored(grids, at, key):
+    """[(source's score, {metric: target's}, [XLRS, random])] of the grids that have a point."""
+    return [(grid.points[at][0], {metric: points[at][1] for metric, points in grid.scores.items()},
+             grid.header.get("xlrs", {}).get(key, [])) for grid in grids if at in grid.points]
+
 def table(grids):
     """Rows {column: cell} for plot.table, one for each model that was trained on other languages."""
-    def row(trained, found):
-        """found: a list, one a seed, of (source's score, {metric: target's}, [XLRS, random])."""
-        sources, targets, similar = zip(*found, strict=True) if found else ((), (), ())
-        names = first.metrics[:1] if not writes(first) else first.metrics
-        target, *wrong = (f"{np.mean([score[name] for score in targets]):.1f}" for name in names)
-        both = " / ".join(f"{x:.3f}" for x in np.mean(similar, 0)) if all(similar) else "-"
-        return {"task": first.task_name, "encoder": first.encoder_name, "trained on": trained,
-                "on": first.tgt, "source": f"{np.mean(sources):.1f}", "target": target,
-                "wrong": " / ".join(wrong) or "-", "XLRS": both, "seeds": str(len(found))}
-
     rows, cases = [], plot.cases(plot.sound(grids))
     for case in cases:
         first, name = case[0], case[0].src
-        for trained, at, key in ((name, plot.SRC, "source"), (f"{name}+{first.tgt} (+)", plot.BOTH, "both")):
-            rows.append(row(trained, [
-                (grid.points[at][0], {metric: points[at][1] for metric, points in grid.scores.items()},
-                 grid.header.get("xlrs", {}).get(key, [])) for grid in case if at in grid.points]))
+        models = {name: scored(case, plot.SRC, "source"),
+                  f"{name}+{first.tgt} (+)": scored(case, plot.BOTH, "both")}
+        for part in ("encoder", "decoder"):   # the rest is the bilingual model's
+            same = [grid for grid in plot.sound(grids, part) if plot.cases([grid, first]) == [[grid, first]]]
+            models[f"{name}, its {part} alone"] = scored(same, plot.SRC, part)
         for fewer in (other[0] for other in cases if adds_to(first, other[0])):
             seen = max((record["step"] for record in way(fewer)), default=0)
-            then = [record for grid in case for record in way(grid) if record["step"] == seen]
-            found = [(record["mean"], record["score"], record["xlrs"]) for record in then]
-            rows += [row(f"{name}, as many examples as {fewer.src}", found)] if found else []
+            models[f"{name}, as many examples as {fewer.src}"] = [
+                (record["mean"], record["score"], record["xlrs"])
+                for grid in case for record in way(grid) if record["step"] == seen]
+        for trained, found in models.items():
+            if found:
+                sources, targets, similar = zip(*found, strict=True)
+                target, *wrong = (f"{np.mean([score[name] for score in targets]):.1f}"
+                                  for name in (first.metrics if writes(first) else first.metrics[:1]))
+                both = " / ".join(f"{x:.3f}" for x in np.mean(similar, 0)) if all(similar) else "-"
+                rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": trained,
+                             "on": first.tgt, "source": f"{np.mean(sources):.1f}", "target": target,
+                             "wrong": " / ".join(wrong) or "-", "XLRS": both, "seeds": str(len(found))})
     return rows
 
 def selections(grids):

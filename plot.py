@@ -63,7 +63,8 @@ MIN_RUNS = 5     # fewer runs than this are drawn one by one: their band would f
 BOTH, SRC, TGT = (0.0, 0.0), (1.0, 0.0), (0.0, 1.0)  # the three fine-tuned models
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
 SIDES, CASE, PAIR = ("source", "target"), ("task", "encoder", "src", "tgt"), ("task", "src", "tgt")
-NAMES = {"ner": "NER", "parsing": "Parsing", "pos": "POS", "xnli": "XNLI", "mbert": "mBERT", "xlmr": "XLM-R",
+NAMES = {"ner": "NER", "parsing": "Parsing", "pos": "POS", "xnli": "XNLI", "title": "Titles",
+         "mbert": "mBERT", "xlmr": "XLM-R",
          "bert-base-multilingual-cased": "mBERT", "xlm-roberta-large": "XLM-R"}  # all others keep their own
 FIELDS = dict.fromkeys(("task", "encoder", "src", "tgt", "part", "scored_in"), "str") | {
     "metrics": "list of str", "seed": "number", "line": "list of number", "plane": "list of number",

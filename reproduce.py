@@ -296,7 +296,8 @@ def plan(args):
 def scratch(args, kind, task, src, tgt):
     """The encoders that are pretrained for a pair, one for each --align (pretrain.Scratch)."""
     texts = demo.texts(args.out, args.demo, src, tgt) if args.demo else args.text
-    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, args.align, writes(task))
+    align = demo.weights(args.demo, tgt, args.align)
+    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align, writes(task))
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""

@@ -221,7 +221,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(
     assert not re.search(r"(?m) steps, \d+ s$|: \d+ points, \d+ s$", kit.again(out, **settings).said)
 
 @pytest.mark.parametrize("flags, places", [
-    (("--demo", "--pretraining", PRETRAINING),
+    (("--demo", "--pretraining", "steps=20,warmup=4,vocabulary=300"),
      {"data": (2, 40), "encoders": (2, 9, 20), "figures": (3, 8), ".report": (3,)}),
     (("--demo", "ingredients", "--tgt", "A.inversion", "--pretraining", PRETRAINING),
      {"text": (1, 6), "encoders": (1, 8, 20, 50), "models": (4, 30), "grids": (3, 50)})])
