@@ -681,11 +681,13 @@ def main(args):
         pretrain.pretrain(encoder, pretraining(args), args.precision, run.device, run.ranks)
     run.ranks.barrier()
     check_data(run, models)
+    run.ranks.expect(len(models) + len(pairs))
     for model in run.ranks.take(models):
         attempt(run, model, finetune, model.path(args.out).with_name("failed.json"))
     for pair in run.ranks.take(pairs):   # once its three models are there
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
     run.ranks.barrier()
+    run.ranks.bar.close()
     grids = [] if all(map(run.ranks.outcome, pairs)) else plot.load([args.out])
     for name, _, make in run.ranks.take(plot.plan(grids)):
         plot.draw_figure(name, make, args.out)

@@ -36,6 +36,7 @@ class Ranks:
         from torch import distributed
         self.rank, self.world, self.store, self.shares, self.said = 0, 1, distributed.HashStore(), 0, 0
         self.quiet = None   # of progress bars: on a terminal, and by rank 0 alone
+        self.bar = None     # of the whole run
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             forever = timedelta(days=30)
             self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=forever))
@@ -48,9 +49,15 @@ class Ranks:
         while (taken := self.ask("add", counter, 1)) <= len(units):
             yield units[taken - 1]
 
+    def expect(self, units):
+        """Show from now on how many of so many units are finished, and the time that is left at this rate."""
+        self.bar = tqdm(total=units, desc="models and pairs", unit="unit", disable=self.quiet, leave=False)
+
     def finish(self, unit, problem=""):
         """Tell all processes that a unit is done, or why it failed."""
         self.ask("set", f"unit {unit}", problem)
+        self.ask("add", "finished", 1)
+        self.say()
 
     def outcome(self, unit):
         """Wait until some process has finished a unit; "" or why it failed."""
@@ -74,7 +81,9 @@ class Ranks:
     def say(self, text=""):
         """Print a line, through rank 0 alone, so that lines and progress bars never meet."""
         if self.rank:
-            return self.ask("set", f"line {self.ask('add', 'lines', 1)}", text)
+            return self.ask("set", f"line {self.ask('add', 'lines', 1)}", text) if text else None
+        if self.bar:
+            self.bar.update(self.ask("add", "finished", 0) - self.bar.n)
         while self.said < self.ask("add", "lines", 0):
             self.said += 1
             tqdm.write(self.ask("get", f"line {self.said}").decode())

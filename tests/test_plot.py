@@ -393,3 +393,13 @@ def test_one_folder_is_its_own_out_and_a_mistake_is_one_line(tmp_path, capsys, m
         assert plot.main(wrong) == 2
         said = capsys.readouterr()
         assert not said.out and said.err.count("\n") == 1 and "--help" in said.err and "usage" not in said.err
+
+def test_published_scores_stand_beside_those_of_such_runs_alone():
+    level = like("level")   # 90 on the source, 80 on the target
+    made = [grid(level, encoder="bert-base-multilingual-cased", tgt=tgt) for tgt in ("de", "ar")]
+    made += [grid(level, encoder="xlmr", task="xnli", src="ar"), grid(level, encoder="tiny")]
+    found = [(row["pair"], row["model"], row["yours"], row["published"], row["hint"])
+             for row in plot.published(made)]
+    assert found == [("EN-DE", "zero-shot", "80.0", "88.3", "far"),
+                     ("EN-DE", "target only", "80.0", "92.9", "far")]
+    assert all(len(scores.split()) == 9 for *_, scores in plot.PUBLISHED)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -169,6 +170,36 @@ def test_selection_and_replacement_are_the_papers():
     assert abs(other.float().mean() - (V + 4) / 2) < 3                                   # evenly
 
 # ---- losses and alignment ---------------------------------------------------------------------------------
+
+def test_a_span_is_replaced_by_one_mask_and_special_tokens_stay():
+    rng, preset = torch.Generator().manual_seed(0), PRESET._replace(selected=.15)
+    ids = torch.randint(5, V, (400, 30), generator=rng)
+    ids[:, 0], ids[:, -1], ids[::2, 20:] = BEGIN, END, PAD
+    ids[::2, 19], lengths = END, []
+    shown = pretrain.replace_spans(ids, preset, rng)
+    for row, kept in zip(ids.tolist(), shown.tolist(), strict=True):
+        row, kept = ([i for i in each if i != PAD] for each in (row, kept))
+        assert kept[0] == BEGIN and kept[-1] == END and MASK not in row
+        pattern = "".join(".{1,3}" if i == MASK else re.escape(chr(i)) for i in kept)
+        assert re.fullmatch(pattern, "".join(map(chr, row)), re.DOTALL)
+        lengths += [len(row) - len(kept) + kept.count(MASK)] if kept.count(MASK) == 1 else []
+    assert {1, 2, 3} == set(lengths) and .09 < (shown == MASK).sum() / (ids >= 5).sum() < .15
+    batch = pretrain.to_rebuild(shown, ids, "cpu")
+    assert batch.count == (ids != PAD).sum() and torch.equal(batch.labels == -100, ids == PAD)
+
+def test_the_loss_of_rebuilding_is_the_mean_over_the_sentences(text):
+    torch.manual_seed(0)
+    model = pretrain.Rebuilding(PRESET._replace(dropout=0.)).eval()
+    ids = torch.tensor([[BEGIN, 9, 8, 7, END], [BEGIN, 6, END, PAD, PAD]])
+    shown = torch.tensor([[BEGIN, MASK, 7, END], [BEGIN, 6, END, PAD]])
+    total = 0
+    for row, seen in zip(ids, shown, strict=True):
+        row, seen = row[row != PAD][None], seen[seen != PAD][None]
+        before = torch.cat([torch.tensor([[END]]), row[:, :-1]], 1)
+        logits = model.masked(input_ids=seen, decoder_input_ids=before).logits[0]
+        total += torch.nn.functional.cross_entropy(logits, row[0], reduction="sum")
+    batch = pretrain.to_rebuild(shown, ids, "cpu")
+    assert batch.count == 8 and torch.allclose(model.loss(batch), total / 8, atol=1e-5)
 
 def a_batch():
     ids = torch.randint(5, 2 * V, (3, 9), generator=torch.Generator().manual_seed(2))
