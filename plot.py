@@ -497,11 +497,11 @@ def summary(grids):
 def published(grids):
     """Rows {column: cell}: each score for which PUBLISHED has one, beside it."""
     rows = []
-    for task, metric, encoder, model, scores, source in PUBLISHED:
+    for task, metric, encoder, model, source, scores in PUBLISHED:
         at, side = SHOWN[model]
         for (src, tgt), of in group(sound(grids), "src", "tgt").items():
-            found = [grid.scores[metric][at][side] for grid in of
-                     if (grid.task, grid.encoder_name) == (task, encoder) and at in grid.points]
+            such = [grid for grid in of if (grid.task, grid.encoder_name) == (task, encoder)]
+            found = [grid.scores[metric][at][side] for grid in such if at in grid.scores.get(metric, ())]
             score = dict(zip(LANGUAGES, scores.split(), strict=True)).get(tgt, "-")
             if found and score != "-" and (src == "en" or model != "zero-shot"):
                 gap = np.mean(found) - float(score)

@@ -392,7 +392,7 @@ class Run:
         t, (base, steps), encoder = TASKS[task], derive.parse(lang), self.encoder(task, encoder)
         read, path, encode = self.reader(task, lang), self.source(task, lang, split).path, t.encode
         if writes(task) and self.args.language_tokens:
-            encode = partial(encode, language=generate.language_token(encoder.tokenizer, lang))
+            encode = partial(encode, language=data.language_token(encoder.tokenizer, lang))
         encoded = data.load(path, base, split, read, encode, encoder.tokenizer, self.args.limit)
         if steps:
             rows = encoder.model.config.vocab_size

@@ -224,7 +224,7 @@ def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
     write(tmp_path / "b", task="title", metrics=["RL", "F1"], encoder="bart", src="en+fr", tgt="en.inversion")
     [made] = plot.load([tmp_path / "b"])
     assert made.scores["F1"][plot.BOTH] == (95, 85) and made.points[plot.BOTH] == (90, 80)
-    assert str(made) == "title bart EN+FR-EN.INVERSION seed 1" and made.collapse() == ""
+    assert str(made) == "Titles bart EN+FR-EN.INVERSION seed 1" and made.collapse() == ""
 
 @pytest.mark.parametrize("tail", ['{"a1": 0.3, "a2": 0.0, "sr', '{"a1"', "\x00\x00", ""])
 def test_a_torn_last_line_is_left_out_and_left_alone(tmp_path, tail):
