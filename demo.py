@@ -288,8 +288,8 @@ def prepare(folder, demo, part):
 
 NOT_SHOWN = """The curves alone show no alignment of languages: they are smooth without pretraining too, and
 transfer then lives on the shared words. What pretraining gives is the score on words that only B has.
-Source scores are near the ceiling, and sizes and learning rates were chosen, on an earlier pretraining, so
-that the source stays flat in all four tasks: where a run agrees on flatness, that is no evidence for it.
+Source scores are near the ceiling, which makes a flat source partly a matter of course; epochs and rates
+follow a rule that looks at the source model's own dev score alone (SETTINGS in demo.py).
 Three independent steps of equal length from one start make angles of 60 degrees; the demo has its own."""
 
 def notes(run, models):

@@ -278,7 +278,7 @@ def test_ctrl_c_says_what_is_saved_and_that_the_same_command_continues(kit, out)
     for condition in (lambda: states(out), lambda: list(out.glob("grids/**/*.jsonl"))):
         run = kit.start(out, pause=0.02)
         run.until(condition)
-        assert run.kill(signal.SIGINT) == 130 and run.error.strip().count("\n") == 0
+        assert run.kill(signal.SIGINT) == 130 and run.error.strip().count("\n") == 0, run.error
         assert str(out) in run.error and "same command continues" in run.error
     kit.again(out)
 
