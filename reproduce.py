@@ -46,7 +46,7 @@ TASKS = {
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
 FINE_TUNING = {"epochs": 5, "batch_size": 32, "lr": 2e-5}                                         # App. A
-FIRST = """Run first: python reproduce.py --demo                          two invented languages, two minutes
+FIRST = """Run first: python reproduce.py --demo                          two invented languages, four minutes
 then:      python reproduce.py --demo ingredients              what makes an encoder multilingual
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
            python reproduce.py --help                          all flags; README.md says what comes out
