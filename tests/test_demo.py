@@ -73,3 +73,22 @@ def test_texts_are_of_their_language_and_only_those_of_the_ingredients_are_paral
     back = {greek: latin for latin, greek in demo.SCRIPTS["B"].items()}
     said = [" ".join(sorted(line.translate(back).split())) for line in found["languages", "B"]]
     assert not set(said) & {" ".join(sorted(line.split())) for line in found["languages", "A"]}
+
+def test_titles_say_what_the_sentence_does_and_dev_sets_are_parallel(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SIZES", {"train": 300, "dev": 200})
+    demo.write_data(tmp_path, "generation")
+    found = {(lang, split): list(data.read_titles(tmp_path / "title" / lang / f"{split}.jsonl", lang))
+             for lang in "ABC" for split in ("train", "dev")}
+    for source, title in found["A", "train"]:
+        topic, *others = title.split()
+        assert topic not in source.split() and topic in demo.WORDS["NOUN"] and len(others) < 4
+        verbs = [word for word in others if word in demo.WORDS["VERB"]]   # a word may be of two classes
+        assert {demo.WORDS["VERB"][demo.WORDS["VERB"].index(verb) ^ 1] for verb in verbs} & {*source.split()}
+    for lang, script in demo.SCRIPTS.items():
+        back = {greek: latin for latin, greek in script.items()}
+        for (source, title), (other, its) in zip(found["A", "dev"], found[lang, "dev"], strict=True):
+            assert sorted(other.translate(back).split()) == sorted(source.split())
+            assert sorted(its.translate(back).split()) == sorted(title.split())
+        lines = (tmp_path / "parallel" / f"{lang}.txt").read_text().splitlines()
+        assert lines == [source for source, _ in found[lang, "dev"]]
+        assert found[lang, "train"] != found["A", "train"]
