@@ -229,12 +229,13 @@ def departure(source, task, lang, split, in_file):
             f"{expected}); it is used as it is.")
 
 def describe(task, lang, split, examples):
-    """One line that counts what a file holds, beside Table 1."""
+    """One line that counts what a file holds, beside Table 1; what there is none of is left out."""
     c, paper = examples.counts, TABLE_1.get(task, {}).get(lang)
     beside = f" (Table 1: {paper[SPLITS.index(split)]})" if paper else ""
-    cut = f", {c['left_out']} past word {DEV_WORDS}, {examples.lost} lost" if task == "parsing" else ""
-    return (f"{c['in_file']} in the file{beside}, {c['sentences']} used, {c['words']} words, {c['windows']} "
-            f"windows, {c['unknown']} words without a subword, {c['truncated']} truncated{cut}")
+    rest = {"words without a subword": c["unknown"], "truncated": c["truncated"],
+            f"words past the {DEV_WORDS}th": c["left_out"], "words lost": examples.lost}
+    said = "".join(f", {n} {what}" for what, n in rest.items() if n)
+    return f"{c['in_file']} in the file{beside}, {c['sentences']} used, {c['words']} words{said}"
 
 # ---- reading ----------------------------------------------------------------------------------------------
 
