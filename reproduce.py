@@ -48,6 +48,7 @@ PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"]
 FINE_TUNING = {"epochs": 5, "batch_size": 32, "lr": 2e-5}                                         # App. A
 FIRST = """Run first: python reproduce.py --demo                          two invented languages, four minutes
 then:      python reproduce.py --demo ingredients              what makes an encoder multilingual
+           python reproduce.py --demo generation               why it answers in the wrong language
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
            python reproduce.py --help                          all flags; README.md says what comes out
 """
