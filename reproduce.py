@@ -368,11 +368,12 @@ class Run:
         torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
         self.subwords = 16384 if on_gpu else 1280   # of a dev batch; halved where memory runs out
         self.watch = generate.Watch(self, pairs_of(args))
-        if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
-        with suppress(AttributeError):   # glibc alone: else a step of mBERT spends 6 % on getting memory anew
-            for threshold in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: freed memory stays ours
-                ctypes.CDLL(None).mallopt(threshold, 2 ** 31 - 1)
+        if not on_gpu:
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
+            with suppress(AttributeError):   # glibc alone; a step of mBERT spends 6 % on getting memory anew
+                for threshold in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: freed memory stays ours
+                    ctypes.CDLL(None).mallopt(threshold, 2 ** 31 - 1)
 
     def source(self, task, lang, split):
         """The data.Source of a language's file; a derived language has the files of its base."""
