@@ -46,7 +46,7 @@ def child(argv, options, out, err):
     for number, pipe in (1, out), (2, err):
         os.dup2(pipe.fileno(), number)
     change(**options)
-    signal.signal(signal.SIGINT, signal.default_int_handler)   # as the command does; a background job has none
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # as the command; a background job has none
     sys.argv = ["reproduce.py", *argv]
     sys.exit(reproduce.answer(reproduce.parse_arguments(argv)))
 
