@@ -419,8 +419,8 @@ def claims(grids):
             failure.append([wrong_words(case, plot.SRC) - wrong_words(case, plot.BOTH)])
             by = {row["select"]: float(row["target"]) for row in selections(case)}
             selects += [[by["xlrs"] - by["dev"]]] if by else []
-        rises += [[each["source"][0] - each["pretrained"][0]]
-                  for each in [grid.header.get("xlrs") for grid in case][:1] if each]
+        known = [grid.header["xlrs"] for grid in case if grid.header.get("xlrs")]
+        rises += [[np.mean([each["source"][0] - each["pretrained"][0] for each in known])]] if known else []
         for fewer in (other for other in cases if adds_to(case[0], other[0])):
             was, now = ((wrong_words(runs, plot.SRC) if writes(runs[0]) else math.nan,
                          plot.mean([grid.points[plot.SRC][1] for grid in runs]),
