@@ -200,9 +200,6 @@ def member(packed, name, label):
         else:
             archive = tarfile.open(fileobj=io.BytesIO(packed))
             names, extract = archive.getnames(), archive.extractfile
-        for n in names:
-            if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
-                raise ValueError(f"it holds the path {n!r}, which leaves its folder")
         found = [n for n in names if f"/{n}".endswith(f"/{name}")]
         if not found:
             raise ValueError(f"it does not hold {name}")
@@ -210,9 +207,8 @@ def member(packed, name, label):
         if len(content) > MOST_BYTES:
             raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes, which no corpus file has")
         return content
-    except Exception as e:  # the libraries raise a dozen kinds, all of them about what they found in the file
-        why = " ".join(str(e).split())
-        raise KitError(f"{label} is truncated, no archive or not trusted: {why}. Delete it.") from None
+    except Exception as e:  # the libraries raise a dozen kinds, all about what they found in the file
+        raise KitError(f"{label} is torn or no archive: {' '.join(str(e).split())}. Delete it.") from None
 
 def departure(source, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""
@@ -553,9 +549,7 @@ def encode_pairs(examples, tokenizer, split, label):
 
 class Titles(Encoded):
     """Encoded sources, each read once; the gold of a read is its target's subwords (T,), -1 past their end.
-
-    texts: the targets as they were written, on the host.
-    """
+    texts: the targets as they were written, on the host."""
 
     def __init__(self, tokenizer, columns):
         super().__init__(tokenizer.pad_token_id, columns)
@@ -577,10 +571,8 @@ class Titles(Encoded):
 
 def encode_titles(examples, tokenizer, split, label, language=None):
     """Titles of (source, target) examples; what is longer than the model takes is cut and counted.
-
     language: a language_token, which then marks the source and begins the target. Without it nothing names
-    their language, not even where the tokenizer by itself adds a token that does (ours).
-    """
+    their language, not even where the tokenizer by itself adds a token that does (ours)."""
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     first = [tokenizer.convert_tokens_to_ids(language)] if language else []
     room = most - len(first) - 1

@@ -258,10 +258,8 @@ def write_data(folder, demo):
 
 def write_texts(folder, demo):
     """Write a text of each language, a sentence a line, in one of five a pair of sentences apart by a tab.
-
     Those of the ingredients say the same, line by line; no two lines of the others do but by chance. What
-    only rebuilds sentences has no pairs.
-    """
+    only rebuilds sentences has no pairs."""
     for language in LANGUAGES[demo]:
         rng = random.Random("A text" if demo == "ingredients" else f"{language} text")
         write(f"{folder}/{language}.txt",

@@ -25,7 +25,6 @@ SEEN = 10             # how often a treebank must show a relation before its sid
 
 def parse(lang):
     """(base, steps) of a name: "en.transliteration.inversion" is "en", ("transliteration", "inversion").
-
     The base is the longest dotted beginning in data.TREEBANKS. Raises KitError where the rest makes no sense.
     """
     parts, n = lang.split("."), lang.count(".") + 1
@@ -52,9 +51,7 @@ def parse(lang):
 
 class Rule:
     """What steps do to subword ids: the segments between special tokens are reordered, ids shifted by V.
-
-    V: size of the vocabulary; rows: of the encoder's embeddings. Raises KitError where these lack id + V.
-    """
+    V: size of the vocabulary; rows: of the encoder's embeddings. Raises KitError where these lack id + V."""
 
     def __init__(self, steps, tokenizer, rows):
         V, special = len(tokenizer), tokenizer.all_special_ids
@@ -69,7 +66,6 @@ class Rule:
 
     def __call__(self, ids, place):
         """(derived ids (L,), old (L,)): old[p] is where the subword that is now at p stood in ids (L,).
-
         place: (sentence, window) in the file; a permutation is drawn from it, so that every run has the same.
         """
         old, first = np.arange(len(ids)), 0
@@ -84,7 +80,6 @@ class Rule:
 
 def derive(encoded, steps, tokenizer, rows, labels):
     """A data.Encoded set in a derived language, neither of the two on a device yet; `reader` does the syntax.
-
     What is read follows the first subword of its word, and gold follows it; reads of special tokens stay.
     rows: of the encoder's embeddings (config.vocab_size); labels: the task's. Raises KitError as Rule does.
     """
@@ -105,15 +100,12 @@ def derive(encoded, steps, tokenizer, rows, labels):
 
 def follow(gold, order):
     """Gold rows (N, K) in a new order, row n being the old row order[n]; heads of a tree (K = 3) renumbered.
-
-    A head is an index among the rows, of which the first is the ROOT; -1, a head that was cut off, stays.
-    """
+    A head is an index among the rows, of which the first is the ROOT; -1, a head that was cut off, stays."""
     gold, new = [gold[old] for old in order], {old: n for n, old in enumerate(order)} | {-1: -1}
     return [(new[row[0]], *row[1:]) for row in gold] if len(gold[0]) == 3 else gold
 
 def repair(gold, kind):
     """(BIO rows, last type) after one pass from left to right: B- where a type begins, I- where it goes on.
-
     kind: the type to the left, 0 for O or none; the tags of a type are 2 * type - 1 (B-) and 2 * type (I-).
     """
     tags = []
@@ -136,10 +128,8 @@ def preference(path):
 
 def linearise(rows, preference):
     """The places (N,) from which a sentence's words come in their new order; rows (upos, head, relation).
-
     A dependent of a noun or verb takes the side that its relation prefers, others stay on theirs. What was
-    nearer to the head is nearer still; of two as near, the one that was on this side before (ours).
-    """
+    nearer to the head is nearer still; of two as near, the one that was on this side before (ours)."""
     dependents = {head: [] for head in range(-1, len(rows))}   # by the head's place, -1 for the ROOT
     for i, (_, head, _) in enumerate(rows):
         dependents[head - 1].append(i)
@@ -257,7 +247,6 @@ def ranks(values):
 
 def correlate(x, y):
     """(Spearman, p, Pearson) of x and y (n,); NaN where one of them does not vary or n is below 3.
-
     p: the share of all orders of y with as high a Spearman coefficient; beyond n = 8, of 40,320 drawn ones.
     """
     if len(x) < 3 or min(np.ptp(x), np.ptp(y)) == 0:

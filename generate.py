@@ -46,10 +46,8 @@ def load_generator(name):
 
 class Generator(nn.Module):
     """An encoder-decoder: an ordinary module, trained by `loss`; called, it writes (greedy decoding).
-
     A parameter's name begins with its half, encoder or decoder. The embeddings that both halves share, and
-    with them the output layer where it is tied to them, belong to neither: their name is `shared` (ours).
-    """
+    with them the output layer where it is tied to them, belong to neither: their name is `shared` (ours)."""
 
     def __init__(self, pretrained, given=0):
         """pretrained: of load_generator; given: how many subwords of a target are given (its language)."""
@@ -128,10 +126,8 @@ def trigrams(word):
 
 class Language:
     """How likely a word is in a language (ours): its share of the training words.
-
     A word never seen there has its part of the share of all words seen once (Good and Turing), by trigrams of
-    letters, if it is in the language's own script, else none.
-    """
+    letters, if it is in the language's own script, else none."""
 
     def __init__(self, texts):
         self.counts = Counter(word for text in texts for word in words(text) if script(word))
@@ -151,14 +147,11 @@ class Language:
 
 class Languages:
     """Tells whether words and outputs are of another language than the one they should be of (ours).
-
     A word is of another if one in play makes it more than ten times likelier, or if none writes its script.
     So scripts decide where they differ, trigrams where they do not, and a word that two share is of both.
     An output is in another language if more of its words are of another than are of its own alone.
-
     tested: {language: {"outputs": (right, of), "words": (right, of)}} on every tenth example, which no
-    Language has seen: as outputs the held-out targets of all languages, as words the language's own.
-    """
+    Language has seen: as outputs the held-out targets of all languages, as words the language's own."""
 
     EXAMPLES, LIKELIER = 5000, 10   # of a language that are looked at; see above
 
@@ -201,9 +194,7 @@ class Languages:
 
 def scores(pred, dev, lang, languages):
     """(3, 2) counts; pred (R, T): outputs in file order, dev: Titles of `lang`, languages: a Languages.
-
-    Sum of F1 (no integer), outputs; outputs in another language, outputs; words of another, words.
-    """
+    Sum of F1 (no integer), outputs; outputs in another language, outputs; words of another, words."""
     outputs = [words(text) for text in dev.decode(pred)]
     f1 = math.fsum(rouge_l(output, words(gold)) for output, gold in zip(outputs, dev.texts, strict=True))
     elsewhere, wrong, of = map(sum, zip(*(languages.judge(output, lang) for output in outputs), strict=True))
@@ -220,11 +211,9 @@ def examples(model, dev, number=3):
 
 def xlrs(model, first, second, tokens=1280, waste=math.inf):
     """(of parallel, of random pairs): mean cosine of the encoder's states of sentences (ours).
-
     model: a Generator or heads.Model in eval mode; first, second: parallel sets of encode_sentences.
     The state of a sentence is the mean over its subwords at the last layer. In a narrow space all cosines are
-    high, so each is also paired with the sentence half the file away, which is never its own translation.
-    """
+    high, so each is also paired with the sentence half the file away, which is never its own translation."""
     a, b = (sentence_states(model, sentences, tokens, waste) for sentences in (first, second))   # (S, H) each
     return tuple(F.cosine_similarity(a, other).mean().item() for other in (b, b.roll(len(b) // 2, 0)))
 
@@ -300,10 +289,8 @@ class Watch:
 
 def choose(records, rule, tolerance=1.0):
     """The one of a training's records, in order, that a rule keeps; the first of equals. Raises KitError.
-
     dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those at
-    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours).
-    """
+    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours)."""
     if rule == "last":
         return records[-1]
     if rule == "dev":

@@ -66,9 +66,8 @@ SIDES, CASE, PAIR = ("source", "target"), ("task", "encoder", "src", "tgt"), ("t
 NAMES = {"ner": "NER", "parsing": "Parsing", "pos": "POS", "xnli": "XNLI", "title": "Titles",
          "mbert": "mBERT", "xlmr": "XLM-R",
          "bert-base-multilingual-cased": "mBERT", "xlm-roberta-large": "XLM-R"}  # all others keep their own
-FIELDS = dict.fromkeys(("task", "encoder", "src", "tgt", "part", "scored_in"), "str") | {
-    "metrics": "list of str", "seed": "number", "line": "list of number", "plane": "list of number",
-    "settings": "dict", "majority": "dict", "norm_ratio": "number or null", "angle": "number or null"}
+FIELDS = ("task", "encoder", "src", "tgt", "seed", "part", "metrics", "line", "plane", "scored_in",
+          "settings", "majority", "norm_ratio", "angle")  # of a file's header
 # Okabe and Ito's colours. Hue and marker tell the sides apart, lightness and dashes the encoders.
 COLOURS, DASHES = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00")), ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 DOTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -110,6 +109,7 @@ class Grid:
             self.encoder_name = f"{made}, align {header['align']:g}" if header["align"] else made
         if control:
             self.encoder, self.encoder_name = f"{self.encoder}, {control}", f"{self.encoder_name}, {control}"
+        self.floors = self.majority[self.src], self.majority[self.tgt]
         self.languages = self.src.upper(), self.tgt.upper()
         self.pair = "-".join(self.languages)
         self.known = None not in (self.norm_ratio, self.angle)  # else d_src or d_tgt is zero
@@ -130,9 +130,10 @@ class Grid:
         """A clause: which fine-tuned model learned nothing in a language it was trained on; "" if all did."""
         alone = [("source-only", SRC, 0), ("target-only", TGT, 1)] if self.part == "all" else []
         for name, point, side in [("bilingual", BOTH, 0), ("bilingual", BOTH, 1), *alone]:
-            floor, score = self.majority[(self.src, self.tgt)[side]], self.points.get(point, (101, 101))[side]
-            if score <= floor + MARGIN:
-                return f"{name} model {score:.1f} on {self.languages[side]}, most frequent class {floor:.1f}"
+            score = self.points.get(point, (101, 101))[side]
+            if score <= self.floors[side] + MARGIN:
+                return (f"{name} model {score:.1f} on {self.languages[side]}, most frequent class "
+                        f"{self.floors[side]:.1f}")
         return ""
 
 def load(folders):
@@ -165,37 +166,28 @@ def read(path):
 
 def check(path, rows):
     """The Grid of a result file's rows. Raises KitError where header or point are not what they must be."""
-    def expect(fits, number, name, value, expected):
-        if not fits:
-            raise KitError(f"{path} line {number}: {name} is {value!r}, expected {expected}; restore the "
-                           "file, or move it away and run reproduce.py again")
-    header, sides = rows[0], ("src", "tgt")
-    expect(header.get("format") == FORMAT, 1, "format", header.get("format"), f"{FORMAT}, as of this kit")
-    for name, kinds in FIELDS.items():
-        expect(kind(header.get(name, ())) in kinds.split(" or "), 1, name, header.get(name), kinds)
-    floors = [header["majority"].get(header[side]) for side in sides]
-    expect(kind(floors) == "list of number", 1, "majority", header["majority"], "numbers for src and tgt")
-    grid = Grid(path, header)
-    expected = grid.axes.union(grid.square)
-    for number, row in enumerate(rows[1:], 2):
-        point = row.get("a1"), row.get("a2")
-        grid.written |= {point: row["written"]} if "written" in row else {}
-        expect(kind([*point]) == "list of number" and point in expected, number, "(a1, a2)", point,
-               "a point of the lines or the plane that line 1 describes")
-        for metric, points in grid.scores.items():
-            pair = tuple(row[side].get(metric) if kind(row.get(side)) == "dict" else None for side in sides)
-            expect(kind([*pair]) == "list of number" and 0 <= min(pair) <= max(pair) <= 100, number,
-                   f"{metric} of (src, tgt)", pair, "two scores from 0 to 100")
-            expect(points.setdefault(point, pair) == pair, number, f"{metric} of (src, tgt)", pair,
-                   f"{points[point]}, as an earlier line says")
+    number, sides = 1, ("src", "tgt")
+    try:
+        if rows[0]["format"] != FORMAT:
+            raise ValueError(f"its format is {rows[0]['format']}, that of this kit {FORMAT}")
+        grid = Grid(path, rows[0])
+        expected = grid.axes.union(grid.square)
+        for number, row in enumerate(rows[1:], 2):
+            point = row["a1"], row["a2"]
+            grid.written |= {point: row["written"]} if "written" in row else {}
+            if point not in expected:
+                raise ValueError(f"{point} is no point of the lines or the plane that line 1 describes")
+            for metric, points in grid.scores.items():
+                pair = tuple(row[side][metric] for side in sides)
+                if not all(0 <= score <= 100 for score in pair):
+                    raise ValueError(f"{metric} is {pair}, expected two scores from 0 to 100")
+                if points.setdefault(point, pair) != pair:
+                    raise ValueError(f"{metric} is {pair}, an earlier line says {points[point]}")
+    except (LookupError, TypeError, ValueError) as e:
+        reason = f"it has no {e}" if isinstance(e, KeyError) else e
+        raise KitError(f"{path} line {number}: {reason}; restore the file, or move it away and run "
+                       "reproduce.py again") from None
     return grid
-
-def kind(value):
-    """What a JSON value is, in words: null, number (a finite one), list of number, str, dict, ..."""
-    if isinstance(value, list):
-        return "list of " + " and ".join(sorted({kind(each) for each in value}))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return "number" if number else "null" if value is None else type(value).__name__
 
 def sound(grids, part="all"):
     """The grids that interpolate a part, without those of a run of which any part has collapsed."""
@@ -215,7 +207,6 @@ def cases(grids):
 
 def normalise(runs, points):
     """Scores of one case relative to the bilingual model (Sec. 4): nothing is normalised anywhere else.
-
     runs: grids of one task, encoder and pair, one a seed; points: a list of (a1, a2). Returns two arrays,
     scores (runs, points, sides): each over the score of the same seed's bilingual model on the same dev set;
     variance (points, sides): of the plain scores over seeds (divisor n - 1), over the mean bilingual score.
@@ -276,13 +267,8 @@ def further(grids):
         found.append(generate)
     return found
 
-def draw(grids, out, figures=None):
-    """Draw figures, a part of plan(grids) or all of it, into out/figures; returns the files' names."""
-    figures = plan(grids) if figures is None else figures
-    return [file for name, _, make in figures for file in draw_figure(name, make, out)]
-
 def draw_figure(name, make, out):
-    """Write one figure of plan() to out/figures as PNG and PDF, the same bytes each time; returns names."""
+    """Write one figure of plan() to out/figures as PNG and PDF, the same bytes each time."""
     from matplotlib import style
     with style.context(["default", STYLE]):  # whatever settings the user has
         figure = make()
@@ -290,7 +276,6 @@ def draw_figure(name, make, out):
             data = io.BytesIO()
             figure.savefig(data, format=ending, metadata=metadata)
             write(Path(out, "figures", f"{name}.{ending}"), data.getvalue())
-    return [f"{name}.png", f"{name}.pdf"]
 
 def canvas(rows, columns, height, **shared):
     """A figure of panels as wide as a column of print, height in inches, and these panels (rows, columns)."""
@@ -350,13 +335,7 @@ def plane_figure(grids):
         ax.contourf(axis, axis, height, levels=(-1, *LEVELS, 101), colors=SHADES)
         if reached := [level for level in LEVELS if height.count() and height.min() < level <= height.max()]:
             contours = ax.contour(axis, axis, height, levels=reached, colors="0.25", linewidths=0.8)
-            spots = [np.add(at, shift) for at in (BOTH, SRC, TGT) for shift in ((0, 0), (0.2, 0.1))]
-            for line in (max(lines, key=len, default=()) for lines in contours.allsegs):
-                if len(line) > 8:  # long enough for a label, where it is farthest from all else
-                    room = [np.hypot(*(line - spot).T) for spot in spots]
-                    room += [2 * abs(line - edge).min(1) for edge in axis[[0, -1]]]
-                    spots.append(line[np.min(room, 0).argmax()])
-            ax.clabel(contours, manual=spots[6:], fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7)
+            ax.clabel(contours, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7)
         for point, name in ((BOTH, grid.pair), (SRC, grid.languages[0]), (TGT, grid.languages[1])):
             ax.plot(*point, "o", color="black", markeredgecolor="white", markersize=5)
             ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold", path_effects=halo)
@@ -391,24 +370,26 @@ def claims(grids):
     alone, pairs = ([numbers(of) for of in group(grids, *names).values()] for names in (CASE, PAIR))
     for claim, paper, *rules in CLAIMS:
         rules = [rule.rsplit(" ", 2) for rule in rules]
-        holds = follows(pooled, rules)
-        each = [follows(found, rules) for found in (pairs if "XLM-R" in claim else alone)]
-        yes, no = each.count(True), each.count(False)
-        verdict = "agrees" if holds and yes > no else "mixed" if holds or yes > no else "differs"
         measured = [f"{name.split(': ')[1]} = {pooled.get(name, math.nan):.3f}" for name, _, _ in rules]
-        row = {"verdict": verdict, "cases": f"{yes} of {yes + no}", "measured": ", ".join(measured)}
-        untested = {"verdict": "not tested", "cases": "-", "measured": "-"}
-        rows.append({"claim": claim, "paper": paper} | (untested if holds is None else row))
+        each = [follows(found, rules) for found in (pairs if "XLM-R" in claim else alone)]
+        found = judge(follows(pooled, rules), each, ", ".join(measured))
+        rows.append({"claim": claim, "paper": paper} | found)
     return rows
 
-def verdict(cases, measured):
-    """{verdict, cases, measured} of a claim that a case, a list of numbers, follows where all are above 0."""
-    if not cases:
+def judge(holds, each, measured):
+    """{verdict, cases, measured} of a claim: whether all grids follow it (None: unknown), and each case."""
+    yes, no = each.count(True), each.count(False)
+    if holds is None:
         return {"verdict": "not tested", "cases": "-", "measured": "-"}
-    pooled, yes = np.mean(cases, 0), sum(min(case) > 0 for case in cases)
-    holds, most = min(pooled) > 0, 2 * yes > len(cases)
-    return {"verdict": "agrees" if holds and most else "mixed" if holds or most else "differs",
-            "cases": f"{yes} of {len(cases)}", "measured": measured.format(*pooled)}
+    verdict = "agrees" if holds and yes > no else "mixed" if holds or yes > no else "differs"
+    return {"verdict": verdict, "cases": f"{yes} of {yes + no}", "measured": measured}
+
+def verdict(cases, measured):
+    """`judge` of a claim that a case, a list of numbers, follows where all are above 0."""
+    if not cases:
+        return judge(None, [], "")
+    pooled = np.mean(cases, 0)
+    return judge(min(pooled) > 0, [min(case) > 0 for case in cases], measured.format(*pooled))
 
 @np.errstate(all="ignore")  # what is divided by nothing is NaN or infinite
 def numbers(grids):
@@ -571,26 +552,23 @@ def verdicts(rows):
             lines.append(indent(fill(f"{row['measured']}; {row['cases']} cases", 67), " " * 12))
     return lines
 
-def main(argv=None):
-    def complain(message):
-        raise KitError(f"{message}; python plot.py --help says how")
+def main():
     parser = argparse.ArgumentParser(description="Draws the paper's figures and checks its claims.")
+    parser.error = lambda message: parser.exit(2, f"plot.py: {message}; python plot.py --help says how\n")
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="a folder that reproduce.py wrote")
     parser.add_argument("--out", metavar="FOLDER", help="for figures and report.md (default: RESULTS)")
-    parser.error = complain
+    args = parser.parse_args()
+    out = args.out or args.results[0]
+    if not args.out and len(args.results) > 1:
+        parser.error("several RESULTS need --out FOLDER, for what they give together")
     try:
-        args = parser.parse_args(argv)
-        if not args.out and len(args.results) > 1:
-            complain("several RESULTS need --out FOLDER, for what they give together")
-        out, grids = args.out or args.results[0], load(args.results)
-        draw(grids, out)
-        print(report(grids, out, "python plot.py " + shlex.join(sys.argv[1:] if argv is None else argv)))
-        print(f"\nFigures and report: {Path(out, 'report.md')}")
-        return 0
+        grids = load(args.results)
+        for name, _, make in plan(grids):
+            draw_figure(name, make, out)
+        print(report(grids, out, shlex.join(["python", *sys.argv])), f"\nFigures and report: {out}/report.md",
+              sep="\n")
     except (KitError, OSError) as error:
-        hint = "; make room there, or name another --out" if isinstance(error, OSError) else ""
-        print(f"plot.py: {error}{hint}", file=sys.stderr)
-        return 2
+        parser.error(str(error))
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

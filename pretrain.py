@@ -100,9 +100,7 @@ class Scratch(NamedTuple):
 
 def scratch(folder, kind, src, tgt, texts, weights, writes=False):
     """The Scratch encoders of a pair under a folder, one for each weight of the alignment loss.
-
-    Where no language is derived it is one encoder of all texts. Raises KitError where texts do not suit.
-    """
+    Where no language is derived it is one encoder of all texts. Raises KitError where texts do not suit."""
     *originals, derived = sorted((*src.split("+"), tgt), key=lambda lang: len(derive.parse(lang)[1]))
     (base, none), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
     alone, texts = kind == "scratch-original", tuple(texts)
@@ -171,9 +169,7 @@ def encode(text, tokenizer):
 
 def prepare(folder, texts, steps, preset, settings):
     """Make tokenizer and text.ids of a pretraining, unless its settings, which are written last, are there.
-
-    text.ids (T,), uint32: all texts, or the first one and then the last one in the derived language.
-    """
+    text.ids (T,), uint32: all texts, or the first one and then the last one in the derived language."""
     path = folder / "pretraining.json"
     if path.exists():
         return results.check_same(settings, json.loads(path.read_bytes()), path)
@@ -239,8 +235,7 @@ class Blocks:
 
 def hide(ids, preset, generator=None):
     """(shown (B, L), selected (B, L)) of ids (B, L): 15 % are selected, of which 80 % are shown as <mask>,
-    10 % as a random subword of the original half, 10 % as they are; special tokens are neither.
-    """
+    10 % as a random subword of the original half, 10 % as they are; special tokens are neither."""
     selected = (torch.rand(ids.shape, generator=generator) < preset.selected) & (ids >= len(SPECIALS))
     how = torch.rand(ids.shape, generator=generator)
     other = torch.randint(len(SPECIALS), preset.vocabulary, ids.shape, generator=generator)
@@ -249,9 +244,7 @@ def hide(ids, preset, generator=None):
 
 def replace_spans(ids, preset, generator=None):
     """ids (B, L) with spans of one to three subwords (ours), each replaced by one <mask>, as (B, L'), padded.
-
-    A `selected` share of the positions begins a span; special tokens are never in one.
-    """
+    A `selected` share of the positions begins a span; special tokens are never in one."""
     begins = torch.rand(ids.shape, generator=generator) < preset.selected
     lengths = torch.randint(1, 4, ids.shape, generator=generator)
     rows = []
@@ -337,7 +330,6 @@ def halves(preset):
 @torch.no_grad()
 def alignment(embeddings, V, rows=None):
     """[P@1 in %, the same backwards]: of the ids i in rows (K,), how many are nearest to i + V by cosine.
-
     embeddings (2 V, H). Special tokens are neither asked (rows: all others if None) nor among the neighbours.
     """
     unit = F.normalize(embeddings.float(), dim=1)
@@ -352,10 +344,8 @@ def alignment(embeddings, V, rows=None):
 
 def pretrain(scratch, preset, precision, device, ranks):
     """Make a Scratch encoder unless it is there; returns its pretraining.json: settings, digests, alignment.
-
     ranks: results.Ranks. A killed run goes on in folder.part. Raises KitError where a text is no good or a
-    folder was made otherwise, UnitError where the loss is no number.
-    """
+    folder was made otherwise, UnitError where the loss is no number."""
     folder, kind, texts, steps, align, writes = scratch
     folder, part = Path(folder), Path(f"{folder}.part")
     about = preset._asdict() | {"kind": kind, "derived by": [*steps], "align": align, "writes": writes,
@@ -401,9 +391,7 @@ def finished(folder, about):
 
 def cost(preset, device, precision="fp32"):
     """Seconds of a step on a device, as three steps on random subwords took (on a CPU: on part of a batch).
-
-    All blocks are as long as they may be, so with blocks=sentences this is an upper bound.
-    """
+    All blocks are as long as they may be, so with blocks=sentences this is an upper bound."""
     device = torch.device(device)
     size = preset.batch if device.type == "cuda" else max(1, min(preset.batch, 2048 // preset.length))
     model = Pretraining(preset).to(device).train()

@@ -19,6 +19,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 import data
@@ -52,9 +53,15 @@ then:      python reproduce.py --demo ingredients              what makes an enc
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
            python reproduce.py --help                          all flags; README.md says what comes out
 """
-INGREDIENTS = ["A.inversion", "A.permutation", "A.syntax-B", "A.transliteration",
-               *(f"A.{steps}" for steps in ("syntax-B.transliteration", "transliteration.inversion",
-                                            "transliteration.permutation"))]
+DEFAULTS = {"encoder": ["mbert"], "seeds": PAPER["seeds"], "align": [0.0], "out": "results"}
+DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out": "results/demo"},
+         "ingredients": {"task": ["pos", "ner"], "src": ["A"], "seeds": [1], "align": [0.0, 5.0],
+                         "tgt": ["A.inversion", "A.permutation", "A.syntax-B", "A.transliteration",
+                                 "A.syntax-B.transliteration", "A.transliteration.inversion",
+                                 "A.transliteration.permutation"],
+                         "lines_only": True, "out": "results/demo-ingredients"},
+         "generation": {"task": ["title"], "src": ["A", "A+C"], "tgt": ["B"], "seeds": [1],
+                        "lr": [5e-4, 2e-3], "lines_only": True, "out": "results/demo-generation"}}
 CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
 PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
@@ -67,14 +74,17 @@ def writes(task):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"reproduce.py: {message} (--help lists the flags)\n")
+        value = message.partition("'")[2].partition("'")[0]   # what was given, where the message quotes it
+        hint = "write it in lower case; " if value.isupper() else ""
+        hint = "separate by spaces; " if "," in value else hint
+        self.exit(2, f"reproduce.py: {message} ({hint}--help lists the flags)\n")
 
 def parse_arguments(argv=None):
     """The settings of a run; exits with one sentence and code 2 where they make no sense."""
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     natural = at_least(1)
     g = p.add_argument_group("what to run")
-    g.add_argument("--task", nargs="+", type=one_of(TASKS), metavar="TASK", help=", ".join(TASKS))
+    g.add_argument("--task", nargs="+", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     g.add_argument("--src", nargs="+", metavar="LANG",
                    help="every pair of --src and --tgt is run; en+fr: two source languages together")
     g.add_argument("--tgt", nargs="+", metavar="LANG",
@@ -85,7 +95,7 @@ def parse_arguments(argv=None):
     g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3")
     g.add_argument("--paper", action="store_true",
                    help="the paper's matrix, 2 encoders, 4 tasks, 15 pairs; the flags above narrow it")
-    g.add_argument("--demo", nargs="?", const="languages", choices=["languages", "ingredients", "generation"],
+    g.add_argument("--demo", nargs="?", const="languages", choices=DEMOS,
                    help="two invented languages and a tiny encoder, pretrained here; ingredients: one "
                         "language and those derived from it, an encoder each; generation: titles in three")
     g.add_argument("--dry-run", action="store_true", help="print the plan and what of it is done, and stop")
@@ -111,7 +121,7 @@ def parse_arguments(argv=None):
                    help="a sentence a line: the original, from which the derived text is made, or both")
     g.add_argument("--pretraining", metavar="PRESET", default="",
                    help="as layers=2,hidden=64,steps=6000; what is not named is the paper's")
-    g.add_argument("--align", nargs="+", type=at_least(0, float), metavar="W", default=[0.0],
+    g.add_argument("--align", nargs="+", type=at_least(0, float), metavar="W",
                    help="weights of the alignment of transliterated embeddings, an encoder each (default 0)")
     g = p.add_argument_group("interpolation")
     g.add_argument("--part", choices=["all", "encoder", "head", "decoder"], default="all",
@@ -125,29 +135,18 @@ def parse_arguments(argv=None):
 
 def completed(args, p):
     """The settings with their defaults; exits with one sentence where they make no sense."""
-    out = {None: "results", "languages": "results/demo"}
-    args.out = args.out or out.get(args.demo, f"results/demo-{args.demo}")
     if args.demo:
         asked = args.src or args.encoder or args.paper or args.data or args.text
-        if asked or args.tgt and args.demo == "languages":
+        if asked or args.tgt and args.demo != "ingredients":
             p.error("--demo brings its own: leave out --src, --tgt, --encoder, --data, --text and --paper")
         data.TREEBANKS.update(data.INVENTED)
-        args.src, args.data = ["A"], f"{args.out}/data"
         args.encoder = ["scratch"]
-    if args.demo == "languages":
-        args.tgt, args.task = ["B"], args.task or PAPER["task"]
-    if args.demo == "ingredients":
-        args.tgt = args.tgt or INGREDIENTS
-        args.task, args.seeds = args.task or ["pos", "ner"], args.seeds or [1]
-        args.align, args.lines_only = [0.0, 5.0], True
+    chosen = DEMOS[args.demo] if args.demo else PAPER if args.paper else {}
+    for name, value in (DEFAULTS | chosen).items():
+        setattr(args, name, getattr(args, name) or value)
+    args.data = args.data or (f"{args.out}/data" if args.demo else "data")
     if args.demo == "generation":
-        args.task, args.src, args.tgt, args.seeds = ["title"], ["A", "A+C"], ["B"], args.seeds or [1]
-        args.lr = args.lr or [5e-4, 2e-3]
-        args.lines_only, args.parallel = True, [f"{args.data}/parallel/{lang}.txt" for lang in "ABC"]
-    for name, value in PAPER.items():
-        if args.paper or name == "seeds":
-            setattr(args, name, getattr(args, name) or value)
-    args.encoder, args.data = args.encoder or ["mbert"], args.data or "data"
+        args.parallel = [f"{args.data}/parallel/{lang}.txt" for lang in "ABC"]
     if not (args.task or args.src or args.tgt):
         p.exit(2, FIRST)
     for name in ("task", "src", "tgt"):
@@ -164,8 +163,7 @@ def completed(args, p):
             if derive.parse(name)[1] and any(map(writes, args.task)):
                 raise KitError(f"{name}: --task title is there for languages that are not derived.")
         except KitError as e:
-            hint = " Separate names by spaces." if "," in name else ""
-            p.error(f"{e}{' Write it in lower case.' if name.lower() in data.TREEBANKS else hint}")
+            p.error(str(e))
     if not pairs_of(args):
         p.error(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
     return args
@@ -174,28 +172,13 @@ def pairs_of(args):
     """[(src, tgt)] of a run, each a pair of different languages."""
     return [(src, tgt) for src in args.src for tgt in args.tgt if tgt not in src.split("+")]
 
-def one_of(names):
-    """A type for argparse: one of some names."""
-    def name(text):
-        if text not in names:
-            hint = "separate names by spaces; " if "," in text else ""
-            hint = "write it in lower case; " if text.lower() in names else hint
-            there = ", ".join(sorted(names))
-            raise argparse.ArgumentTypeError(f"{text!r} is not known; {hint}there are {there}")
-        return text
-    return name
-
 def at_least(low, kind=int):
     """A type for argparse: a number from `low` up."""
     def number(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = -1
-        if not low <= value < 1e12:
-            hint = "; separate numbers by spaces" if "," in text else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {low}{hint}")
-        return value
+        with suppress(ValueError):
+            if low <= kind(text) < 1e12:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {low}")
     return number
 
 if __name__ == "__main__":   # --help and a wrong flag are answered before the imports that take seconds
@@ -209,7 +192,6 @@ import math
 import shlex
 import socket
 import time
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -443,10 +425,8 @@ class Run:
     @torch.no_grad()
     def score(self, predict, unit, lang, langs=()):
         """{metric: score from 0 to 100} on a language's dev set: the one way a model is scored, anywhere.
-
         predict: a model in eval mode or a Plane, a function from a Batch to predictions (B, N, K); unit: a
-        Finetuned or a Pair; langs: those among which the language of what is written is told.
-        """
+        Finetuned or a Pair; langs: those among which the language of what is written is told."""
         metrics, dev = TASKS[unit.task].metrics, self.examples(unit.task, unit.encoder, lang, "dev")
         count = SCORES[metrics[0]]
         if writes(unit.task):
@@ -550,9 +530,7 @@ def model_config(run, unit):
 @lru_cache(maxsize=1)
 def batch_order(sizes, batch_size, seed, epoch):
     """[(lang, window numbers)] of an epoch from (lang, number of windows) pairs.
-
-    A batch holds one language; the batches of all are shuffled together (the authors' code).
-    """
+    A batch holds one language; the batches of all are shuffled together (the authors' code)."""
     rng = np.random.default_rng([seed, epoch])
     batches = []
     for lang, size in sizes:
@@ -564,11 +542,9 @@ def batch_order(sizes, batch_size, seed, epoch):
 
 class Plane:
     """A model as a function of a point in the plane of three corners; the module itself is never changed.
-
     The corners are the rows of one matrix (3, P); a point is one product with it, written into one vector
     (P,), whose views by parameter name were made once. Parameters outside `part` stay those of `both`
-    (footnote 2), buffers are the module's own, and a tied parameter has one view under each of its names.
-    """
+    (footnote 2), buffers are the module's own, and a tied parameter has one view under each of its names."""
 
     def __init__(self, model, both, src, tgt, part="all"):
         self.model, self.size, device = model.eval(), model.size, next(model.parameters()).device
@@ -652,9 +628,7 @@ def grid_header(run, pair):
 
 def about_dev(run, pair):
     """What a header says of its dev sets: sizes, and the score of always giving the most frequent class.
-
-    For accuracy that is the class's share; no span, tree or text is one, so for other metrics it is 0.
-    """
+    For accuracy that is the class's share; no span, tree or text is one, so for other metrics it is 0."""
     sizes, majority = {}, {}
     for side, langs in zip((pair.src, pair.tgt), pair.langs(), strict=True):
         shares = []

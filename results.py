@@ -28,9 +28,7 @@ class UnitError(KitError):
 
 class Ranks:
     """The processes of a run, one alone or those of torchrun; each takes the next unit from a shared counter.
-
-    They share nothing but files and torch.distributed's key-value store: no process group, no device.
-    """
+    They share nothing but files and torch.distributed's key-value store: no process group, no device."""
 
     def __init__(self):
         from torch import distributed

@@ -33,13 +33,11 @@ def warmup_decay(step, total, warmup=0.1):
 
 def train(model, batches, evaluate, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
-
     batches(step, parts): the batch of a step, cut into at most so many; a batch has `count`, the number of
     terms its loss is a mean of. evaluate(records): (record, keep) from the records before it; keep: these
     are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
     which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
-    refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number.
-    """
+    refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number."""
     run = Run(model, settings, config, journal)
     if run.step:
         ranks.say(f"{name}: continued after step {run.step}")

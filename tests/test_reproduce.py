@@ -370,4 +370,4 @@ def test_one_diverged_model_leaves_the_rest_and_is_named(line, tmp_path, monkeyp
 
 def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports_are_announced():
     done = command("--task", "pos", "--src", "en", "--tgt", "de", "--seeds", "1,2")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "separate numbers" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "separate by spaces" in done.stderr
