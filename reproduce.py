@@ -47,7 +47,7 @@ TASKS = {
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
 FINE_TUNING = {"epochs": 5, "batch_size": 32, "lr": 2e-5}                                         # App. A
-FIRST = """Run first: python reproduce.py --demo                          two invented languages, four minutes
+FIRST = """Run first: python reproduce.py --demo                          two invented languages, five minutes
 then:      python reproduce.py --demo ingredients              what makes an encoder multilingual
            python reproduce.py --demo generation               why it answers in the wrong language
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
@@ -685,9 +685,10 @@ def check_data(run, models):
     for task, encoder, lang, split in run.ranks.take(list(files)):
         examples = run.examples(task, encoder, lang, split)
         base = derive.parse(lang)[0]
-        said = data.describe(task, base, split, examples)
+        said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]
+        if run.orders(lang):
+            said += ", {} of {} sentences keep their order".format(*derive.unmoved(source.path))
         run.ranks.say(f"{task:8}{lang} {split:6}{label(encoder)}: {said}")
-        source = files[task, encoder, lang, split]
         if note := data.departure(source, task, base, split, examples.counts["in_file"]):
             run.ranks.say(f"warning: {note}")
     run.ranks.barrier()
