@@ -2,7 +2,7 @@
 
     Source -> text file -> sentence (words and gold) -> windows of subword ids -> batch on the device
 
-One idea makes four tasks one path: a window is subword ids plus the positions to read from. POS and NER read
+One idea makes all tasks one path: a window is subword ids plus the positions to read from. POS and NER read
 each word's first subword, XNLI the first token, the parser the first token as ROOT and then as POS does.
 To add a language, add its treebank to TREEBANKS (and its git names to UD_GIT_NAMES if it is to be fetched).
 """
@@ -366,9 +366,8 @@ def read_parallel(sources):
             found[lang] = [text for texts, _ in read_xnli(path, lang) for text in texts]
             continue
         found[lang] = [text for _, text in lines(path)]
-        if "" in map(str.strip, found[lang]):
-            place = [*map(str.strip, found[lang])].index("") + 1
-            raise KitError(f"{path}, line {place} is empty; expected a sentence, which the same "
+        if blank := [n for n, text in enumerate(found[lang], 1) if not text.strip()]:
+            raise KitError(f"{path}, line {blank[0]} is empty; expected a sentence, which the same "
                            "line of the other files translates.")
     sizes = {lang: len(texts) for lang, texts in found.items()}
     if len({*sizes.values()}) > 1 or min(sizes.values()) < 2:

@@ -24,7 +24,7 @@ ALIGNED = "A.transliteration", "A.transliteration.inversion"
 SHAPE = ("layers=2,heads=2,hidden=64,dropout=0,init=.05,blocks=sentences,length=64,batch=64,warmup=150,"
          "lr=2e-3,selected=.2")   # of an encoder, and how it is pretrained
 PRETRAINING = {"languages": f"{SHAPE},steps=3000,vocabulary=1000",
-               "ingredients": f"{SHAPE},steps=2400,vocabulary=500",   # of each of nine: eight minutes in all
+               "ingredients": f"{SHAPE},steps=2400,vocabulary=500",   # of each of nine: seven minutes in all
                "generation": f"{SHAPE},steps=3000,vocabulary=1000"}
 # The cheapest of lr 1e-3 and 2e-3 and of 1, 2, 3, 5 and 8 epochs whose source-only model, seed 1, is at most
 # two points below the best of all ten on its own dev set; of titles as they were tried first.

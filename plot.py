@@ -165,7 +165,7 @@ def read(path):
     return check(path, rows) if rows else None
 
 def check(path, rows):
-    """The Grid of a result file's rows. Raises KitError where header or point are not what they must be."""
+    """The Grid of a result file's rows. Raises KitError where something is missing or a point is wrong."""
     number, sides = 1, ("src", "tgt")
     try:
         if rows[0]["format"] != FORMAT:
@@ -183,7 +183,7 @@ def check(path, rows):
                     raise ValueError(f"{metric} is {pair}, expected two scores from 0 to 100")
                 if points.setdefault(point, pair) != pair:
                     raise ValueError(f"{metric} is {pair}, an earlier line says {points[point]}")
-    except (LookupError, TypeError, ValueError) as e:
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
         reason = f"it has no {e}" if isinstance(e, KeyError) else e
         raise KitError(f"{path} line {number}: {reason}; restore the file, or move it away and run "
                        "reproduce.py again") from None
@@ -568,7 +568,7 @@ def main():
         print(report(grids, out, shlex.join(["python", *sys.argv])), f"\nFigures and report: {out}/report.md",
               sep="\n")
     except (KitError, OSError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"plot.py: {error}\n")
 
 if __name__ == "__main__":
     main()

@@ -75,8 +75,8 @@ def writes(task):
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         value = message.partition("'")[2].partition("'")[0]   # what was given, where the message quotes it
-        hint = "write it in lower case; " if value.isupper() else ""
-        hint = "separate by spaces; " if "," in value else hint
+        lower = value != value.lower() and value.lower() in {*TASKS, *DEMOS, *data.TREEBANKS}
+        hint = "separate by spaces; " if "," in value else "write it in lower case; " if lower else ""
         self.exit(2, f"reproduce.py: {message} ({hint}--help lists the flags)\n")
 
 def parse_arguments(argv=None):
@@ -129,7 +129,7 @@ def parse_arguments(argv=None):
     g.add_argument("--lines-only", action="store_true", help="Eq. 1 and 2 only, 65 points instead of 465")
     g = p.add_argument_group("where")
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
-    g.add_argument("--out", metavar="DIR", help="the results (default results, or results/demo)")
+    g.add_argument("--out", metavar="DIR", help="the results (default results, or that of the demo)")
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one)")
     return completed(p.parse_args(argv), p)
 
@@ -154,6 +154,8 @@ def completed(args, p):
             p.error(f"--{name} is missing: name one or more, or use --demo or --paper")
     if not args.demo and any(name.split("-")[0] == "scratch" for name in args.encoder) != bool(args.text):
         p.error("--encoder scratch and --text FILE go together")
+    if args.demo and any(writes(task) != (args.demo == "generation") for task in args.task):
+        p.error("--task title is there in --demo generation, which has no other task")
     if args.select == "xlrs" and args.parallel is None:
         p.error("--select xlrs needs --parallel")
     if any({"decoder": not writes(task), "head": writes(task)}.get(args.part) for task in args.task):
@@ -687,7 +689,7 @@ def check_data(run, models):
         base = derive.parse(lang)[0]
         said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]
         if run.orders(lang):
-            said += ", {} of {} sentences keep their order".format(*derive.unmoved(source.path))
+            said += ", {} of {} sentences are left as they are".format(*derive.unmoved(source.path))
         run.ranks.say(f"{task:8}{lang} {split:6}{label(encoder)}: {said}")
         if note := data.departure(source, task, base, split, examples.counts["in_file"]):
             run.ranks.say(f"warning: {note}")

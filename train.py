@@ -15,6 +15,8 @@ from tqdm import tqdm
 import results
 from results import KitError, UnitError
 
+MOMENTS = "step", "exp_avg", "exp_avg_sq"   # what Adam keeps of a parameter that has had a gradient
+
 class Settings(NamedTuple):
     """What decides the steps of a training, beside its model and batches."""
     steps: int
@@ -47,7 +49,8 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             until = min(step for step in settings.evaluate_at if step > run.step)
             loss = run.steps(until, batches, bar)
             if not math.isfinite(loss):
-                run.forget()
+                run.path.unlink(missing_ok=True)
+                journal.truncate(0)
                 raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
                                 "kept. Try a lower --lr.")
             model.eval()
@@ -128,14 +131,14 @@ class Run:
             self.saved, self.cost = time.time(), time.time() - began
 
     def save(self):
-        adam = self.adam.state_dict()["state"]
-        moments = {f"adam.{i}.{key}": value for i, state in adam.items() for key, value in state.items()}
-        now = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
-        best = {f"best.{name}": p for name, p in self.best.items()}
-        results.save_tensors(self.path, now | best | moments,
-                             {"config": self.config, "step": self.step, "kept": self.kept,
-                              "parts": self.parts})
+        tensors = {f"now.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"best.{name}": p for name, p in self.best.items()}
+        tensors |= {f"{moment}.{name}": value for name, p in self.parameters.items()
+                    for moment, value in self.adam.state[p].items()}
+        results.save_tensors(self.path, tensors, {"config": self.config, "step": self.step,
+                                                  "kept": self.kept, "parts": self.parts})
 
+    @torch.no_grad()
     def restore(self):
         """Take up the last saved state, and drop the evaluations that were logged after it."""
         about, tensors = results.load_tensors(self.path)
@@ -143,26 +146,15 @@ class Run:
         try:
             self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
             self.records = [record for record in self.records if record["step"] <= self.step]
-            moments = {}
-            with torch.no_grad():
-                for name, p in self.parameters.items():
-                    p.copy_(tensors.pop(f"now.{name}"))
-            for key, value in tensors.items():
-                kind, _, name = key.partition(".")
-                if kind == "best":
-                    self.best[name] = value.to(self.device)
-                else:
-                    number, _, name = name.partition(".")
-                    moments.setdefault(int(number), {})[name] = value
-            groups = self.adam.state_dict()["param_groups"]
-            self.adam.load_state_dict({"state": moments, "param_groups": groups})
+            for name, p in self.parameters.items():
+                p.copy_(tensors[f"now.{name}"])
+                self.adam.state[p] = {moment: tensors[f"{moment}.{name}"].to(self.device)
+                                      for moment in MOMENTS if f"{moment}.{name}" in tensors}
+                if self.kept:
+                    self.best[name] = tensors[f"best.{name}"].to(self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise KitError(f"{self.path} or {self.journal.name} is damaged ({e!r}). Delete both; "
                            "the same command trains this model anew.") from None
         # Cut, not written anew: a process killed here leaves all lines or the right ones.
         self.journal.truncate(sum(len(results.line(record)) for record in self.records))
 
-    def forget(self):
-        """Remove what a training that cannot go on has left."""
-        self.path.unlink(missing_ok=True)
-        self.journal.truncate(0)

@@ -273,8 +273,6 @@ def test_a_rule_chooses_among_logged_records():
     assert [generate.choose(records, "xlrs", x)["step"] for x in (0, .5, 1.1, 20)] == [4, 1, 5, 0]
     rising = [{"mean": mean, "xlrs": x} for mean, x in ((50, .5), (50.5, .6), (51.2, .9))]
     assert generate.choose(rising, "xlrs") is rising[2]   # the second one's parameters were not kept
-    with pytest.raises(KitError, match="--select xlrs needs --parallel"):
-        generate.choose([{"mean": 1}], "xlrs")
 
 def test_titles_are_read_in_both_formats_cut_and_counted(bart, tmp_path):
     path, long = tmp_path / "dev.jsonl", {"text": "a " * 30, "title": "b " * 30}
