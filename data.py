@@ -398,12 +398,11 @@ class Encoded:
 
     def __init__(self, pad, columns):
         self.pad, self.columns, self.lost, self.added, self.kept = pad, columns, 0, [], {}
-        self.counts = dict(sentences=0, words=0, windows=0, unknown=0, truncated=0, left_out=0)
+        self.counts = dict(sentences=0, words=0, unknown=0, truncated=0, left_out=0)
 
     def add(self, ids, read, gold, new=True, second=1 << 30):
         """Append a window: ids (L,), read (N > 0,), gold (N, K); `new` where a sentence begins."""
         self.added.append((np.array(ids, np.int32), np.array(read, np.int32), list(gold), new, second))
-        self.counts["windows"] += 1
 
     def windows(self):
         """Yield each window as `add` takes it, in lists and ints; before `to` only."""

@@ -722,8 +722,9 @@ def report(run, grids, models, pairs):
     print(f"\nLook first at {run.args.out}/report.md and {run.args.out}/figures/fig2-lines.png.")
     return 3 if missing else 0
 
-def on_every_core(args, cores):
+def on_every_core(args):
     """Run main as one single-threaded process per core, from which the tiny encoder gains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -758,8 +759,5 @@ def answer(args):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    ALONE = "RANK" not in os.environ and CORES > 1 and not ARGS.dry_run
-    if ALONE and ARGS.demo and ARGS.device in (None, "cpu"):
-        sys.exit(on_every_core(ARGS, CORES))
-    sys.exit(answer(ARGS))
+    many = ARGS.demo and not ARGS.dry_run and ARGS.device in (None, "cpu") and "RANK" not in os.environ
+    sys.exit(on_every_core(ARGS) if many else answer(ARGS))
