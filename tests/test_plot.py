@@ -315,7 +315,7 @@ def test_models_languages_and_encoders_are_named():
     names = {"tiny-bert": "tiny-bert", "FacebookAI--xlm-roberta-large": "XLM-R", "my-mbert": "my-mbert"}
     assert {name: grid(encoder=name).encoder_name for name in names} == names
     norms = texts([grid(encoder="tiny-bert"), grid(encoder="tiny-bert", task="ner")], "norms")
-    assert norms.count("paper") == 1 and "| NER, tiny-bert |" in norms and "POS, tiny-bert" in norms
+    assert norms.count("near the paper") == 1 and "| NER, tiny-bert |" in norms and "POS, tiny-bert" in norms
 
 @pytest.mark.filterwarnings("error")
 def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
