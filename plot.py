@@ -352,7 +352,7 @@ def norms_figure(grids):
         colour, marker = DOTS[tasks.index((task,)) % 4], "os^D"[encoders.index((encoder,)) % 4]
         ax.plot([grid.norm_ratio for grid in of], [grid.angle for grid in of], marker, color=colour,
                 label=f"{of[0].task_name}, {of[0].encoder_name}")
-    ax.fill_between(INSIDE["norm_ratio"], *INSIDE["angle"], color="0.9", lw=0, zorder=0, label="near the paper's")
+    ax.fill_between(INSIDE["norm_ratio"], *INSIDE["angle"], color="0.9", zorder=0, label="near the paper's")
     ax.set(xlabel=r"$|\delta_{src}|\,/\,|\delta_{tgt}|$", ylabel="angle, degrees")
     figure.legend(loc="outside right upper", handlelength=1.4)
     return figure
