@@ -451,7 +451,8 @@ def slopes(case):
 
 # ---- report ------------------------------------------------------------------------------------------------
 HOW = """Mean ± standard deviation over seeds, 0 to 100, on the target's dev set, but for two source columns.
-Flatness is the lowest mean source score on Eq. 1 from alpha 0 to 1, over the bilingual model's."""
+Flatness is the lowest mean source score on Eq. 1 from alpha 0 to 1, over the bilingual model's; R squared
+says how straight the target's climb there is."""
 SHOWN = {"source": (SRC, 0), "zero-shot": (SRC, 1), "bilingual": (BOTH, 1), "target only": (TGT, 1),
          "bilingual on source": (BOTH, 0)}
 
@@ -465,6 +466,7 @@ def summary(grids):
     for case in cases(sound(grids)):
         first, line, known = case[0], shape(case, 1), [run for run in case if run.known]
         geometry = {"flatness": f"{line['lowest score'][0]:.3f}" if line else "-",
+                    "R squared": f"{line['R squared'][1]:.2f}" if line else "-",
                     "norm ratio": mean_sd([run.norm_ratio for run in known], 2),
                     "angle": mean_sd([run.angle for run in known], 1)}
         for metric in first.metrics:
