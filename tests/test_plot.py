@@ -211,8 +211,8 @@ def test_summary_by_hand():
     rows = plot.summary(seeds(1, 3, task="parsing", metrics=["LAS", "UAS"]))
     assert rows[0] == {"task": "Parsing", "metric": "LAS", "encoder": "mBERT", "pair": "EN-DE", "seeds": "2",
                        "source": "90.0 ± 0.0", "zero-shot": "53.0 ± 1.4", "bilingual": "80.0 ± 0.0",
-                       "target only": "80.0 ± 0.0", "bilingual on source": "90.0 ± 0.0",
-                       "flatness": "1.000", "R squared": "1.00", "norm ratio": "1.00 ± 0.00", "angle": "55.0 ± 0.0"}
+                       "target only": "80.0 ± 0.0", "bilingual on source": "90.0 ± 0.0", "flatness": "1.000",
+                       "R squared": "1.00", "norm ratio": "1.00 ± 0.00", "angle": "55.0 ± 0.0"}
     assert (rows[1]["metric"], rows[1]["zero-shot"], rows[1].get("flatness")) == ("UAS", "58.0 ± 1.4", None)
 
 def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
