@@ -147,11 +147,13 @@ class Run:
             self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
             self.records = [record for record in self.records if record["step"] <= self.step]
             for name, p in self.parameters.items():
-                p.copy_(tensors[f"now.{name}"])
-                self.adam.state[p] = {moment: tensors[f"{moment}.{name}"].to(self.device)
+                p.copy_(tensors.pop(f"now.{name}"))
+                self.adam.state[p] = {moment: tensors.pop(f"{moment}.{name}").to(self.device)
                                       for moment in MOMENTS if f"{moment}.{name}" in tensors}
                 if self.kept:
-                    self.best[name] = tensors[f"best.{name}"].to(self.device)
+                    self.best[name] = tensors.pop(f"best.{name}").to(self.device)
+            if tensors:
+                raise KeyError(min(tensors))   # of another kit: what it says would be lost in silence
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise KitError(f"{self.path} or {self.journal.name} is damaged ({e!r}). Delete both; "
                            "the same command trains this model anew.") from None
