@@ -200,6 +200,9 @@ def member(packed, name, label):
         else:
             archive = tarfile.open(fileobj=io.BytesIO(packed))
             names, extract = archive.getnames(), archive.extractfile
+        for n in names:
+            if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
+                raise ValueError(f"it holds the path {n!r}, which leaves its folder")
         found = [n for n in names if f"/{n}".endswith(f"/{name}")]
         if not found:
             raise ValueError(f"it does not hold {name}")
@@ -208,7 +211,8 @@ def member(packed, name, label):
             raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes, which no corpus file has")
         return content
     except Exception as e:  # the libraries raise a dozen kinds, all about what they found in the file
-        raise KitError(f"{label} is torn or no archive: {' '.join(str(e).split())}. Delete it.") from None
+        why = " ".join(str(e).split())
+        raise KitError(f"{label} is torn, no archive or not trusted: {why}. Delete it.") from None
 
 def departure(source, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""

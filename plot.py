@@ -66,8 +66,10 @@ SIDES, CASE, PAIR = ("source", "target"), ("task", "encoder", "src", "tgt"), ("t
 NAMES = {"ner": "NER", "parsing": "Parsing", "pos": "POS", "xnli": "XNLI", "title": "Titles",
          "mbert": "mBERT", "xlmr": "XLM-R",
          "bert-base-multilingual-cased": "mBERT", "xlm-roberta-large": "XLM-R"}  # all others keep their own
-FIELDS = ("task", "encoder", "src", "tgt", "seed", "part", "metrics", "line", "plane", "scored_in",
-          "settings", "majority", "norm_ratio", "angle")  # of a file's header
+NUMBER = int, float, type(None)
+FIELDS = dict.fromkeys(("task", "encoder", "src", "tgt", "part", "scored_in"), str) | dict.fromkeys(
+    ("metrics", "line", "plane"), list) | {"seed": int, "settings": dict, "majority": dict,
+                                           "norm_ratio": NUMBER, "angle": NUMBER}  # of a file's header
 # Okabe and Ito's colours. Hue and marker tell the sides apart, lightness and dashes the encoders.
 COLOURS, DASHES = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00")), ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 DOTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -170,6 +172,9 @@ def check(path, rows):
     try:
         if rows[0]["format"] != FORMAT:
             raise ValueError(f"its format is {rows[0]['format']}, that of this kit {FORMAT}")
+        for name, kinds in FIELDS.items():
+            if not isinstance(value := rows[0][name], kinds) or value == [] or value != value:
+                raise ValueError(f"{name} is {value!r}, which it cannot be")
         grid = Grid(path, rows[0])
         expected = grid.axes.union(grid.square)
         for number, row in enumerate(rows[1:], 2):

@@ -330,10 +330,15 @@ def test_files_are_taken_out_of_an_archive(tmp_path, files, pack):
     (lambda f: wikiann(f, en=b""), "en.tar.gz|torn"), (lambda f: wikiann(f, en=b"x"), "en.tar.gz|no ar"),
     (lambda f: wikiann({"de": f["de"]}), "does not hold en.tar.gz"),
     (lambda f: wikiann(f, en=targz({"dev": b"x"})), "en.tar.gz|does not hold train"),
+    (lambda f: wikiann(f, en=targz(f["en"] | {"/etc/cron.d/x": b""})), "'/etc/cron.d/x'|not trusted"),
+    (lambda f: wikiann(f, en=targz({"../train": b"x"})), "'../train'|not trusted"),
+    (lambda f: wikiann(f, en=targz({"a/../../train": b"x"})), "'a/../../train'|not trusted"),
+    (lambda f: zipped({"../en.tar.gz": b"x"}), "'../en.tar.gz'|not trusted"),
+    (lambda f: zipped({"C:\\en.tar.gz": b"x", "en.tar.gz": b"x"}), "C:|not trusted"),
     (lambda f: wikiann(f, en=targz({"train": None})), "en.tar.gz"),
     (lambda f: zipped({"en.tar.gz": bytes(1 << 20)}), "en.tar.gz unpacks to more than 100000 bytes"),
     (lambda f: wikiann(f, en=targz({"train": bytes(1 << 20)})), "train unpacks to more than 100000 bytes")])
-def test_an_archive_torn_or_a_bomb(tmp_path, monkeypatch, files, pack, spoil, words):
+def test_an_archive_torn_or_a_bomb_or_not_to_be_trusted(tmp_path, monkeypatch, files, pack, spoil, words):
     monkeypatch.setattr(data, "MOST_BYTES", 100_000)
     path = pack(spoil(files))
     refused([*words.split("|"), "Delete"], data.fetch, [source("ner", tmp_path)])

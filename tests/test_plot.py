@@ -235,7 +235,10 @@ def test_a_torn_last_line_is_left_out_and_left_alone(tmp_path, tail):
 
 @pytest.mark.parametrize("old, new, said", [
     (f'"format": {FORMAT}', '"format": 1', f"line 1: its format is 1, that of this kit {FORMAT}"),
+    ('"angle": 55.0', '"angle": NaN', "line 1: angle is nan"),
     ('"angle": 55.0, ', "", "line 1: it has no 'angle'"),
+    ('"task": "pos"', '"task": 3', "line 1: task is 3"),
+    ('"metrics": ["accuracy"]', '"metrics": []', r"line 1: metrics is \[\]"),
     ('"line": [-0.5,', '"line": ["-0.5",', "line 1: .*float.*str"),
     ('"en": 20.0', '"fr": 20.0', "line 1: it has no 'en'"),
     ('{"a1": 1.0,', '{"a1": 1.0', "is damaged"),

@@ -371,3 +371,19 @@ def test_one_diverged_model_leaves_the_rest_and_is_named(line, tmp_path, monkeyp
 def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports_are_announced():
     done = command("--task", "pos", "--src", "en", "--tgt", "de", "--seeds", "1,2")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "separate by spaces" in done.stderr
+
+def test_a_state_that_says_more_than_is_taken_up_is_refused(tmp_path):
+    def begin():
+        with open(tmp_path / "train.jsonl", "a+b") as journal:
+            return train.Run(model, train.Settings(4, 1e-3, [2, 4]), {"a": 1}, journal)
+    model = torch.nn.Linear(2, 2)
+    run = begin()
+    model(torch.ones(1, 2)).sum().backward()
+    run.adam.step()
+    run.save()
+    assert all(state["exp_avg"].abs().sum() > 0 for state in begin().adam.state.values())
+    about, tensors = results.load_tensors(run.path)
+    tensors = {name.replace("exp_avg.", "adam.0."): value.clone() for name, value in tensors.items()}
+    results.save_tensors(run.path, tensors, about)
+    with pytest.raises(results.KitError, match="adam.0"):
+        begin()
