@@ -131,44 +131,56 @@ def parse_arguments(argv=None):
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
     g.add_argument("--out", metavar="DIR", help="the results (default results, or that of the demo)")
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one)")
-    return completed(p.parse_args(argv), p)
+    args = p.parse_args(argv)
+    if not (args.task or args.src or args.tgt or args.demo or args.paper):
+        p.exit(2, FIRST)
+    try:
+        complete(args)
+        check_arguments(args)
+    except KitError as e:
+        p.error(str(e))
+    return args
 
-def completed(args, p):
-    """The settings with their defaults; exits with one sentence where they make no sense."""
+def complete(args):
+    """Give settings that were not asked for the values of the demo or of the paper."""
     if args.demo:
         asked = args.src or args.encoder or args.paper or args.data or args.text
         if asked or args.tgt and args.demo != "ingredients":
-            p.error("--demo brings its own: leave out --src, --tgt, --encoder, --data, --text and --paper")
+            raise KitError("--demo has its own: leave out --src, --tgt, --encoder, --data, --text, --paper")
         data.TREEBANKS.update(data.INVENTED)
         args.encoder = ["scratch"]
+    scratch = any(name.split("-")[0] == "scratch" for name in args.encoder or ())
+    if scratch and not (args.text or args.demo):
+        raise KitError("--encoder scratch needs --text FILE")
+    if not scratch and (args.text or args.align or args.pretraining):
+        raise KitError("--text, --align and --pretraining need --encoder scratch")
     chosen = DEMOS[args.demo] if args.demo else PAPER if args.paper else {}
     for name, value in (DEFAULTS | chosen).items():
         setattr(args, name, getattr(args, name) or value)
     args.data = args.data or (f"{args.out}/data" if args.demo else "data")
     if args.demo == "generation":
         args.parallel = [f"{args.data}/parallel/{lang}.txt" for lang in "ABC"]
-    if not (args.task or args.src or args.tgt):
-        p.exit(2, FIRST)
+
+def check_arguments(args):
+    """Raise KitError where settings make no sense together."""
     for name in ("task", "src", "tgt"):
         if not getattr(args, name):
-            p.error(f"--{name} is missing: name one or more, or use --demo or --paper")
-    if not args.demo and any(name.split("-")[0] == "scratch" for name in args.encoder) != bool(args.text):
-        p.error("--encoder scratch and --text FILE go together")
-    if args.demo and any(writes(task) != (args.demo == "generation") for task in args.task):
-        p.error("--task title is there in --demo generation, which has no other task")
+            raise KitError(f"--{name} is missing: name one or more, or use --demo or --paper")
+    generated = [writes(task) for task in args.task]
+    if args.demo and {*generated} != {args.demo == "generation"}:
+        raise KitError("--task title is there in --demo generation, which has no other task")
     if args.select == "xlrs" and args.parallel is None:
-        p.error("--select xlrs needs --parallel")
-    if any({"decoder": not writes(task), "head": writes(task)}.get(args.part) for task in args.task):
-        p.error(f"--part {args.part} is not there in every --task: the task title has no head, but a decoder")
-    for name in [lang for side in args.src for lang in side.split("+")] + args.tgt:
-        try:
-            if derive.parse(name)[1] and any(map(writes, args.task)):
-                raise KitError(f"{name}: --task title is there for languages that are not derived.")
-        except KitError as e:
-            p.error(str(e))
+        raise KitError("--select xlrs needs --parallel")
+    if args.part == "head" and any(generated) or args.part == "decoder" and not all(generated):
+        raise KitError(f"--part {args.part}: the task title has no head, but a decoder, all others a head")
+    sides = [side.split("+") for side in args.src]
+    if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
+        raise KitError(f"--src {twice[0]} names a language twice")
+    for name in [*sum(sides, []), *args.tgt]:
+        if derive.parse(name)[1] and any(generated):
+            raise KitError(f"{name}: --task title is there for languages that are not derived.")
     if not pairs_of(args):
-        p.error(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
-    return args
+        raise KitError(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
 
 def pairs_of(args):
     """[(src, tgt)] of a run, each a pair of different languages."""
@@ -224,15 +236,15 @@ class Finetuned(NamedTuple):
     lr: float | None = None   # of a control, else the run's own
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self)}"
+        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self, ' ')}"
 
     def path(self, out):
         folder = Path(out, "models", self.task, label(self.encoder), "-".join(self.langs))
-        return folder / seed(self).replace(" ", "") / "model.safetensors"
+        return folder / seed(self) / "model.safetensors"
 
-def seed(unit):
+def seed(unit, space=""):
     """The seed of a unit in words, and the learning rate of a control."""
-    return f"seed {unit.seed}" + (f".lr {unit.lr:g}" if unit.lr else "")
+    return f"seed{space}{unit.seed}" + (f".lr{space}{unit.lr:g}" if unit.lr else "")
 
 class Pair(NamedTuple):
     """A source and a target of one task, encoder and seed: three models, and the points of their plane."""
@@ -244,7 +256,7 @@ class Pair(NamedTuple):
     lr: float | None = None   # of a control, else the run's own
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self)}"
+        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self, ' ')}"
 
     def langs(self):
         """The languages of its two sides."""
@@ -257,8 +269,8 @@ class Pair(NamedTuple):
                 for langs in (src + tgt, src, tgt)]
 
     def path(self, out, part):
-        name = seed(self).replace(" ", "") + ("" if part == "all" else f".{part}")
-        return Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}", f"{name}.jsonl")
+        folder = Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}")
+        return folder / (f"{seed(self)}.jsonl" if part == "all" else f"{seed(self)}.{part}.jsonl")
 
 def plan(args):
     """(models, pairs) of a run: every pair of the chosen matrix, and each distinct model once."""
@@ -350,7 +362,7 @@ class Run:
         # bf16 would blur a grid: its 8 bits cannot tell neighbouring points apart.
         self.scored_in = "tf32" if on_gpu and args.precision == "bf16" else "fp32"
         torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
-        self.subwords = 16384 if on_gpu else 1280   # of a dev batch; halved where memory runs out
+        self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
         self.watch = generate.Watch(self, pairs_of(args))
         if not on_gpu:
             if "OMP_NUM_THREADS" not in os.environ:
@@ -551,15 +563,14 @@ class Plane:
     def __init__(self, model, both, src, tgt, part="all"):
         self.model, self.size, device = model.eval(), model.size, next(model.parameters()).device
         moving = [name for name in both if part == "all" or name.startswith(part + ".")]
-        room = [64 * math.ceil(both[name].numel() / 64) for name in moving]   # aligned for fast kernels
-        self.corners = torch.zeros(3, sum(room), device=device)
-        self.theta = torch.empty(sum(room), device=device)
+        sizes = [both[name].numel() for name in moving]
+        self.corners = torch.empty(3, sum(sizes), device=device)
+        for row, corner in zip(self.corners, (both, src, tgt)):
+            row.copy_(torch.cat([corner[name].flatten() for name in moving]))
+        self.theta = torch.empty(sum(sizes), device=device)
         self.views = {name: both[name].to(device) for name in both if name not in moving}
-        for name, rows, view in zip(moving, self.corners.split(room, dim=1), self.theta.split(room)):
-            shape, size = both[name].shape, both[name].numel()
-            self.views[name] = view[:size].view(shape)
-            for row, corner in zip(rows, (both, src, tgt)):
-                row[:size] = corner[name].flatten()
+        for name, view in zip(moving, self.theta.split(sizes)):
+            self.views[name] = view.view(both[name].shape)
         names = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self.views[name] = self.views[names.setdefault(parameter, name)]
@@ -729,17 +740,18 @@ def on_every_core(args):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     os.environ.update(WORLD_SIZE=str(cores), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+    def one_rank(rank):
+        os.environ["RANK"] = str(rank)
+        sys.exit(answer(args))
+
     try:
-        torch.multiprocessing.start_processes(one_rank, (args,), cores, start_method="fork")
+        torch.multiprocessing.start_processes(one_rank, nprocs=cores, start_method="fork")
     except torch.multiprocessing.ProcessExitedException as e:
         return e.exit_code
     except KeyboardInterrupt:   # which rank 0 answers
         return 130
     return 0
-
-def one_rank(rank, args):
-    os.environ["RANK"] = str(rank)
-    sys.exit(answer(args))
 
 def answer(args):
     """main with its mistakes told as sentences; returns the exit code."""

@@ -40,25 +40,26 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
     are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
     which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
     refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number."""
-    run = Run(model, settings, config, journal)
-    if run.step:
-        ranks.say(f"{name}: continued after step {run.step}")
-    with tqdm(total=settings.steps, initial=run.step, desc=name, unit="step", leave=False,
+    training = Training(model, settings, config, journal)
+    if training.step:
+        ranks.say(f"{name}: continued after step {training.step}")
+    with tqdm(total=settings.steps, initial=training.step, desc=name, unit="step", leave=False,
               disable=ranks.quiet) as bar:
-        while run.step < settings.steps:
-            until = min(step for step in settings.evaluate_at if step > run.step)
-            loss = run.steps(until, batches, bar)
+        while training.step < settings.steps:
+            until = min(step for step in settings.evaluate_at if step > training.step)
+            loss = training.steps(until, batches, bar)
             if not math.isfinite(loss):
-                run.path.unlink(missing_ok=True)
+                training.path.unlink(missing_ok=True)
                 journal.truncate(0)
                 raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
                                 "kept. Try a lower --lr.")
             model.eval()
-            record, keep = evaluate(run.records)
-            run.record({"step": until, "lr": run.lr(until - 1), "loss": round(loss, 6), **record}, keep)
-    return run.kept, run.best
+            record, keep = evaluate(training.records)
+            logged = {"step": until, "lr": training.lr(until - 1), "loss": round(loss, 6), **record}
+            training.record(logged, keep)
+    return training.kept, training.best
 
-class Run:
+class Training:
     """The state of one training between two evaluations; it can be saved and taken up again."""
 
     def __init__(self, model, settings, config, journal):

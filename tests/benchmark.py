@@ -112,7 +112,7 @@ class Kit:
         self.model = self.run.model(self.pair)
         settings = train.Settings(10 ** 9, LR, [], warmup=0.0, precision=self.run.args.precision)
         with open(Path(self.run.args.out, "train.jsonl"), "a+b") as journal:
-            self.training = train.Run(self.model, settings, {}, journal)
+            self.training = train.Training(self.model, settings, {}, journal)
 
     @torch.no_grad()
     def point(self, a1, a2):

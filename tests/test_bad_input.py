@@ -96,6 +96,8 @@ def again(kit):
     ("--epochs 0", "--epochs|'0'|at least 1"), ("--batch-size -3", "--batch-size|'-3'"),
     ("--lr nan", "--lr|'nan'"), ("--lr inf", "--lr|'inf'"), ("--lr 0", "--lr|'0'"),
     ("--task chunking", "--task|chunking|xnli"), ("--task pos,ner", "'pos,ner'|by spaces"),
+    ("--src en+en", "--src en+en|twice"), ("--align 5", "--align|--encoder scratch"),
+    ("--text en.txt", "--text|--encoder scratch"), ("--encoder scratch", "--encoder scratch|--text"),
     ("--src tlh", "tlh|one of ar, de, en"), ("--tgt de EN", "EN|lower case"),
     ("--part tail", "--part|tail|encoder"), ("--precision fp8", "--precision|fp8|bf16"),
     ("--demo", "--demo|--src"), ("--device abacus", "--device abacus|cpu"),

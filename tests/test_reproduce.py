@@ -120,7 +120,8 @@ def test_a_batch_cut_into_parts_has_the_same_gradient(make, task):
     model, examples = run.model(pair_of(run)).eval(), run.examples(task, run.args.encoder[0], "en", "train")
     gradients, fake = [], Mock(model=model, device=run.device, settings=train.Settings(1, 1.0, [1]))
     for parts in (1, 3, 8):
-        train.Run.accumulate(fake, [examples.batch(part) for part in np.array_split(np.arange(8), parts)])
+        cut = np.array_split(np.arange(8), parts)
+        train.Training.accumulate(fake, [examples.batch(part) for part in cut])
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         model.zero_grad()
     assert all(torch.allclose(found, gradients[0], atol=1e-5) for found in gradients) and gradients[0].any()
@@ -375,7 +376,7 @@ def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports_are_announ
 def test_a_state_that_says_more_than_is_taken_up_is_refused(tmp_path):
     def begin():
         with open(tmp_path / "train.jsonl", "a+b") as journal:
-            return train.Run(model, train.Settings(4, 1e-3, [2, 4]), {"a": 1}, journal)
+            return train.Training(model, train.Settings(4, 1e-3, [2, 4]), {"a": 1}, journal)
     model = torch.nn.Linear(2, 2)
     run = begin()
     model(torch.ones(1, 2)).sum().backward()

@@ -1,0 +1,136 @@
+"""What makes the target's climb straight or bent: the line of Eq. 1 again, one thing changed at a time.
+
+    torchrun --nproc-per-node 2 tests/controls.py --task pos --src en --tgt de --encoder FOLDER --seeds 1 2 \
+        --out controls --limit 400 --epochs 4 --lr 3e-4 --batch-size 16
+
+The flags are those of reproduce.py, and describe the experiment that the others are held against. Each row is
+a mean over seeds: scores of the corners; flatness and R squared as in report.md, from 11 points; *step*, the
+length of d_src beside that of the bilingual model's parameters; ratio and angle as in App. B; *head*, the
+head's share of the square of d_src. It is no part of the tests.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import plot
+import reproduce
+import results
+import train
+
+RATES, EPOCHS, WITHIN = (1e-3, 1e-4, 5e-5), (1, 2, 4, 8, 16), 1.0   # see at_equal_score
+MORE = 4   # times the sentences, seen once where MORE epochs of the others see them as often
+
+def trained(base, unit, **changes):
+    """(parameters, best dev score, run) of a model fine-tuned with other settings than the base's."""
+    told = {key: Path(str(value).strip("[]")).name for key, value in changes.items()}
+    name = "-".join(f"{key}-{value}" for key, value in told.items()) or "base"
+    run = copy.copy(base)
+    run.args = argparse.Namespace(**vars(base.args) | changes | {"out": f"{base.args.out}/{name}"})
+    unit = unit._replace(encoder=changes.get("encoder", unit.encoder))
+    reproduce.finetune(run, unit)
+    kept, _ = results.load_tensors(unit.path(run.args.out), tensors=False)
+    return run.trained(unit), kept["mean"], run
+
+def three(base, pair, **changes):
+    """The corners of a pair, as `trained` gives them: both, source, target."""
+    return [trained(base, unit, **changes) for unit in pair.models()]
+
+def measure(run, pair, both, src, tgt):
+    """A row's numbers from the parameters of three corners."""
+    plane, scores = reproduce.Plane(run.model(pair), both, src, tgt), []
+    for alpha in np.linspace(0, 1, 11):
+        plane.move(1 - alpha, 0.0)
+        scores.append([next(iter(run.side(plane, pair, langs)[0].values())) for langs in pair.langs()])
+    scores = np.array(scores)                                                       # (11, sides)
+    climb = scores[:, 1]
+    off = climb - np.linspace(climb[0], climb[-1], 11)
+    square = {name: (src[name] - both[name]).square().sum().item() for name in both}
+    head = sum(value for name, value in square.items() if name.startswith("head."))
+    whole = sum(value.square().sum().item() for value in both.values())
+    found = plane.geometry()
+    return {"source": scores[0, 0], "zero-shot": climb[0], "bilingual": climb[-1],
+            "flatness": scores[:, 0].min() / scores[-1, 0],
+            "R squared": 1 - (off ** 2).sum() / max(1e-12, ((climb - climb.mean()) ** 2).sum()),
+            "step": (sum(square.values()) / whole) ** .5, "ratio": found["norm_ratio"],
+            "angle": found["angle"], "head": head / sum(square.values())}
+
+def at_equal_score(base, pair, rate, score):
+    """The fewest of EPOCHS at which the source-only model is at most WITHIN points below the base's."""
+    for epochs in EPOCHS:
+        if trained(base, pair.models()[1], lr=[rate], epochs=epochs)[1] >= score - WITHIN:
+            break
+    return epochs
+
+def untrained(encoder, out):
+    """A folder with an encoder of the same shape and tokenizer, with random weights."""
+    folder = Path(out, "encoders", "random")
+    if not folder.exists():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.from_pretrained(encoder))
+        part = shutil.copytree(encoder, f"{folder}.part", dirs_exist_ok=True, copy_function=shutil.copyfile)
+        model.save_pretrained(part)
+        Path(part).rename(folder)
+    return str(folder)
+
+def rows(base, pair):
+    """Yield (what was changed, numbers) for one seed."""
+    halfway, record = {}, train.Training.record
+
+    def keep_half(training, logged, keep):   # an early checkpoint, of which a run keeps no parameters
+        if training.step <= training.settings.steps / 2:
+            halfway.update({name: p.detach().clone() for name, p in training.parameters.items()})
+        record(training, logged, keep)
+
+    (both, _, run), (src, score, _), (tgt, _, _) = three(base, pair)
+    yield "nothing", measure(run, pair, both, src, tgt)
+    shutil.rmtree(pair.models()[1].path(f"{base.args.out}/select-last").parent, ignore_errors=True)
+    train.Training.record = keep_half
+    trained(base, pair.models()[1], select="last")
+    train.Training.record = record
+    yield "source model halfway", measure(run, pair, both, halfway, tgt)
+    half = trained(base, pair.models()[0], epochs=max(1, base.args.epochs // 2))[0]
+    yield "bilingual model at half the epochs", measure(run, pair, half, src, tgt)
+    more = {"limit": MORE * base.args.limit, "epochs": max(1, base.args.epochs // MORE)}
+    yield f"{MORE} times the sentences at as many steps", measure(
+        run, pair, *(found for found, _, _ in three(base, pair, **more)))
+    for rate in RATES:
+        epochs = at_equal_score(base, pair, rate, score)
+        found = [each for each, _, _ in three(base, pair, lr=[rate], epochs=epochs)]
+        yield f"rate {rate:g}, {epochs} epochs", measure(run, pair, *found)
+    pair = pair._replace(encoder=untrained(pair.encoder, base.args.out))
+    corners = three(base, pair, encoder=pair.encoder)
+    yield "encoder not pretrained", measure(corners[0][2], pair, *(found for found, _, _ in corners))
+
+def main():
+    base = reproduce.Run(reproduce.parse_arguments())
+    _, pairs = reproduce.plan(base.args)
+    untrained(pairs[0].encoder, base.args.out) if base.ranks.rank == 0 else None
+    base.ranks.barrier()
+    for pair in base.ranks.take(pairs):
+        with results.locked(Path(base.args.out, f"{str(pair).replace(' ', '-')}.jsonl")) as f:
+            f.truncate(0)
+            for name, numbers in rows(base, pair):
+                results.append_line(f, {"changed": name} | numbers)
+    base.ranks.barrier()
+    if base.ranks.rank == 0:
+        found = {}
+        for pair in pairs:
+            path = Path(base.args.out, f"{str(pair).replace(' ', '-')}.jsonl")
+            for line in path.read_text().splitlines():
+                numbers = json.loads(line)
+                found.setdefault(numbers.pop("changed"), []).append(numbers)
+        print(plot.table([{"changed": name, "seeds": str(len(of))} | {
+            key: f"{np.mean([each[key] for each in of]):.3g}" for key in of[0]}
+            for name, of in found.items()]))
+
+if __name__ == "__main__":
+    main()
