@@ -14,6 +14,7 @@ import copy
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,37 +101,50 @@ def rows(base, pair):
     half = trained(base, pair.models()[0], epochs=max(1, base.args.epochs // 2))[0]
     yield "bilingual model at half the epochs", measure(run, pair, half, src, tgt)
     more = {"limit": MORE * base.args.limit, "epochs": max(1, base.args.epochs // MORE)}
-    yield f"{MORE} times the sentences at as many steps", measure(
-        run, pair, *(found for found, _, _ in three(base, pair, **more)))
+    found = [each for each, _, _ in three(base, pair, **more)]
+    yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
+        run, pair, *found)
     for rate in RATES:
         epochs = at_equal_score(base, pair, rate, score)
         found = [each for each, _, _ in three(base, pair, lr=[rate], epochs=epochs)]
-        yield f"rate {rate:g}, {epochs} epochs", measure(run, pair, *found)
+        yield f"rate {rate:g}", {"epochs": epochs} | measure(run, pair, *found)
     pair = pair._replace(encoder=untrained(pair.encoder, base.args.out))
     corners = three(base, pair, encoder=pair.encoder)
     yield "encoder not pretrained", measure(corners[0][2], pair, *(found for found, _, _ in corners))
 
+def figure(found):
+    """R squared and angle of each row against its step; found: {what was changed: [numbers, one a seed]}."""
+    drawn, panels = plot.canvas(2, 1, 1.7, sharex=True)
+    for ax, (key, label) in zip(panels.flat, {"R squared": "R squared", "angle": "angle, degrees"}.items()):
+        for number, (name, of) in enumerate(found.items()):
+            ax.plot([100 * each["step"] for each in of], [each[key] for each in of], "os^D"[number // 4 % 4],
+                    color=plot.DOTS[number % 4], label=name)
+        ax.set_ylabel(label)
+    ax.set_xlabel(r"$|\delta_{src}|$, % of the length of the parameters")
+    drawn.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    return drawn
+
 def main():
     base = reproduce.Run(reproduce.parse_arguments())
     _, pairs = reproduce.plan(base.args)
-    untrained(pairs[0].encoder, base.args.out) if base.ranks.rank == 0 else None
+    files = [Path(base.args.out, f"{pair.path('', 'all').stem}.jsonl") for pair in pairs]
+    if base.ranks.rank == 0:
+        untrained(pairs[0].encoder, base.args.out)
     base.ranks.barrier()
-    for pair in base.ranks.take(pairs):
-        with results.locked(Path(base.args.out, f"{str(pair).replace(' ', '-')}.jsonl")) as f:
+    for pair, path in base.ranks.take([*zip(pairs, files)]):
+        with results.locked(path) as f:
             f.truncate(0)
             for name, numbers in rows(base, pair):
-                results.append_line(f, {"changed": name} | numbers)
+                results.append_line(f, {"changed": name, "epochs": base.args.epochs} | numbers)
     base.ranks.barrier()
     if base.ranks.rank == 0:
         found = {}
-        for pair in pairs:
-            path = Path(base.args.out, f"{str(pair).replace(' ', '-')}.jsonl")
-            for line in path.read_text().splitlines():
-                numbers = json.loads(line)
-                found.setdefault(numbers.pop("changed"), []).append(numbers)
+        for numbers in (json.loads(line) for path in files for line in path.read_text().splitlines()):
+            found.setdefault(numbers.pop("changed"), []).append(numbers)
         print(plot.table([{"changed": name, "seeds": str(len(of))} | {
             key: f"{np.mean([each[key] for each in of]):.3g}" for key in of[0]}
             for name, of in found.items()]))
+        plot.draw_figure("controls", partial(figure, found), base.args.out)
 
 if __name__ == "__main__":
     main()
