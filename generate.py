@@ -58,7 +58,7 @@ class Generator(nn.Module):
         place = next(name for name, module in model.named_modules() if module is self.encoder)
         outer, _, name = place.rpartition(".")
         delattr(model.get_submodule(outer), name)   # what is left is the decoder, handed the encoder's states
-        self.size = heads.size(self)
+        self.size = heads.mean_size(self)
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
         self.longest = min(TARGET_SUBWORDS, tokenizer.model_max_length)

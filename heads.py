@@ -36,7 +36,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder, self.takes_types = copy.deepcopy(encoder.model), encoder.takes_types
         self.head = head(self.encoder.config.hidden_size, labels)
-        self.size = size(self.encoder)
+        self.size = mean_size(self.encoder)
 
     def read(self, batch):
         """The last hidden states (B, N, H) at the read positions of a batch, in fp32."""
@@ -56,10 +56,10 @@ class Model(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             return self.head.predict(h, batch)
 
-def size(module):
-    """Number of parameters that every subword meets: all but embeddings, of which it takes one row."""
+def mean_size(module):
+    """Mean number of values in a parameter that every subword meets, which those of embeddings are not."""
     looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    return sum(p.numel() for p in module.parameters() if id(p) not in looked_up)
+    return np.mean([p.numel() for p in module.parameters() if id(p) not in looked_up])
 
 def variational_dropout(x, p, training):
     """Drop features of x (B, N, D) with probability p, the same ones at all N positions of a sequence."""

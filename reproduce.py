@@ -474,8 +474,8 @@ class Run:
 
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
-        # On the CPU a batch costs what some 1e8 operations cost, and padding is not worth more than that.
-        waste = math.inf if self.device.type == "cuda" else 3e8 / predict.size
+        # On the CPU a batch costs time at each parameter, as much as the products of some 5e6 of its values.
+        waste = math.inf if self.device.type == "cuda" else 5e6 / predict.size
         made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, waste)]
         found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])
         for rows, labels in made:
