@@ -17,7 +17,7 @@ import urllib.request
 import zipfile
 from bisect import bisect_right
 from contextlib import suppress
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -578,18 +578,16 @@ def encode_titles(examples, tokenizer, split, label, language=None):
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     first = [tokenizer.convert_tokens_to_ids(language)] if language else []
     room = most - len(first) - 1
-    encoded, examples = Titles(tokenizer, most), iter(examples)
-    with tqdm(desc=f"{label}: subwords", unit=" titles", disable=None, leave=False) as bar:
-        while chunk := list(islice(examples, 1000)):
-            sources, targets = map(list, zip(*chunk, strict=True))
-            windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
-            written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
-            for (ids, _, cut), target in zip(windows, written, strict=True):
-                gold = [*first, *target[:room], tokenizer.eos_token_id]
-                encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
-                encoded.counts["truncated"] += cut + (len(target) > room)
-            encoded.texts += targets
-            bar.update(len(chunk))
+    encoded = Titles(tokenizer, most)
+    for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
+        sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
+        windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
+        written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
+        for (ids, _, cut), target in zip(windows, written, strict=True):
+            gold = [*first, *target[:room], tokenizer.eos_token_id]
+            encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
+            encoded.counts["truncated"] += cut + (len(target) > room)
+        encoded.texts += targets
     encoded.counts["sentences"] = encoded.counts["words"] = len(encoded.texts)  # one output each
     return encoded
 

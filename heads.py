@@ -57,7 +57,7 @@ class Model(nn.Module):
             return self.head.predict(h, batch)
 
 def mean_size(module):
-    """Mean number of values in a parameter that every subword meets, which those of embeddings are not."""
+    """Mean number of values in a parameter, embeddings left out, of which a subword meets one row alone."""
     looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     return np.mean([p.numel() for p in module.parameters() if id(p) not in looked_up])
 

@@ -101,8 +101,7 @@ def parse_arguments(argv=None):
     g.add_argument("--dry-run", action="store_true", help="print the plan and what of it is done, and stop")
     g = p.add_argument_group("fine-tuning (defaults: App. A of the paper; the demo has its own)")
     g.add_argument("--epochs", type=natural, metavar="N", help="default 5")
-    g.add_argument("--batch-size", type=natural, metavar="N",
-                   help="default 32; where memory runs out a batch is cut into parts, to the same end")
+    g.add_argument("--batch-size", type=natural, metavar="N", help="default 32; cut up where memory runs out")
     g.add_argument("--lr", nargs="+", type=at_least(1e-12, float), metavar="X",
                    help="at its peak, default 2e-5; further ones are controls, which stand beside")
     g.add_argument("--limit", type=natural, metavar="N", help="the first N training and dev sentences")
@@ -149,10 +148,10 @@ def complete(args):
             raise KitError("--demo has its own: leave out --src, --tgt, --encoder, --data, --text, --paper")
         data.TREEBANKS.update(data.INVENTED)
         args.encoder = ["scratch"]
-    scratch = any(name.split("-")[0] == "scratch" for name in args.encoder or ())
-    if scratch and not (args.text or args.demo):
+    made_here = any(name.split("-")[0] == "scratch" for name in args.encoder or ())
+    if made_here and not (args.text or args.demo):
         raise KitError("--encoder scratch needs --text FILE")
-    if not scratch and (args.text or args.align or args.pretraining):
+    if not made_here and (args.text or args.align or args.pretraining):
         raise KitError("--text, --align and --pretraining need --encoder scratch")
     chosen = DEMOS[args.demo] if args.demo else PAPER if args.paper else {}
     for name, value in (DEFAULTS | chosen).items():
@@ -180,7 +179,7 @@ def check_arguments(args):
         if derive.parse(name)[1] and any(generated):
             raise KitError(f"{name}: --task title is there for languages that are not derived.")
     if not pairs_of(args):
-        raise KitError(f"--src and --tgt are both {args.src[0]}: a pair needs two languages")
+        raise KitError(f"every --tgt is in --src {args.src[0]}: a pair needs two languages")
 
 def pairs_of(args):
     """[(src, tgt)] of a run, each a pair of different languages."""
@@ -448,8 +447,7 @@ class Run:
         while True:
             try:
                 counts = count(self.predictions(predict, dev), dev).tolist()
-                return {name: round(100 * right / max(1, of), 4)
-                        for name, (right, of) in zip(metrics, counts)}
+                return {name: round(100 * got / max(1, of), 4) for name, (got, of) in zip(metrics, counts)}
             except (RuntimeError, MemoryError) as e:
                 if not results.out_of_memory(e) or self.subwords < 64:
                     raise
@@ -474,7 +472,7 @@ class Run:
 
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
-        # On the CPU a batch costs time at each parameter, as much as the products of some 5e6 of its values.
+        # On a CPU each parameter costs a batch what 5e6 products cost: as much padding saves a batch.
         waste = math.inf if self.device.type == "cuda" else 5e6 / predict.size
         made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, waste)]
         found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])

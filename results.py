@@ -162,6 +162,8 @@ def save_tensors(path, tensors, metadata):
     """Write {name: tensor} and a JSON-able dict as safetensors, whole or not at all, in the umask's mode."""
     import safetensors.torch
     temporary = path.with_name(f".{path.name}.tmp")
+    for left in path.parent.glob(".tmp*"):   # the library's own temporary names, of killed runs
+        left.unlink(missing_ok=True)
     temporary.unlink(missing_ok=True)
     temporary.touch()
     mode = temporary.stat().st_mode

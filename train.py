@@ -49,7 +49,7 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             until = min(step for step in settings.evaluate_at if step > training.step)
             loss = training.steps(until, batches, bar)
             if not math.isfinite(loss):
-                training.path.unlink(missing_ok=True)
+                results.clear(training.path.parent)
                 journal.truncate(0)
                 raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
                                 "kept. Try a lower --lr.")
@@ -68,14 +68,12 @@ class Training:
         self.parameters = dict(model.named_parameters())
         self.device = next(iter(self.parameters.values())).device
         self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=settings.betas, fused=True)
-        self.step, self.parts, self.kept, self.best = 0, 1, {}, {}
+        self.step, self.parts, self.kept, self.best, self.records = 0, 1, {}, {}, []
         self.saved, self.cost = time.time(), 0.0
-        self.records = results.read_lines(journal, journal.name)
         if self.path.exists():
             self.restore()
-        else:
-            self.records = []
-            journal.truncate(0)
+        # Cut, not written anew: a process killed here leaves all lines or the right ones.
+        journal.truncate(sum(len(results.line(record)) for record in self.records))
 
     def lr(self, step):
         return self.settings.lr * warmup_decay(step, self.settings.steps, self.settings.warmup)
@@ -146,7 +144,8 @@ class Training:
         results.check_same(self.config, about["config"], self.path)
         try:
             self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
-            self.records = [record for record in self.records if record["step"] <= self.step]
+            logged = results.read_lines(self.journal, self.journal.name)
+            self.records = [record for record in logged if record["step"] <= self.step]
             for name, p in self.parameters.items():
                 p.copy_(tensors.pop(f"now.{name}"))
                 self.adam.state[p] = {moment: tensors.pop(f"{moment}.{name}").to(self.device)
@@ -158,6 +157,3 @@ class Training:
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise KitError(f"{self.path} or {self.journal.name} is damaged ({e!r}). Delete both; "
                            "the same command trains this model anew.") from None
-        # Cut, not written anew: a process killed here leaves all lines or the right ones.
-        self.journal.truncate(sum(len(results.line(record)) for record in self.records))
-

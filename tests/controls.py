@@ -3,10 +3,13 @@
     torchrun --nproc-per-node 2 tests/controls.py --task pos --src en --tgt de --encoder FOLDER --seeds 1 2 \
         --out controls --limit 400 --epochs 4 --lr 3e-4 --batch-size 16
 
-The flags are those of reproduce.py, and describe the experiment that the others are held against. Each row is
-a mean over seeds: scores of the corners; flatness and R squared as in report.md, from 11 points; *step*, the
-length of d_src beside that of the bilingual model's parameters; ratio and angle as in App. B; *head*, the
-head's share of the square of d_src. It is no part of the tests.
+The flags are those of reproduce.py, one task, pair and encoder with --limit and --epochs; the corpora are
+there. They describe the experiment that the others are held against. Each row is a mean over seeds: scores of
+the corners; flatness and R squared of each seed's own curve, of 11 points; *step*, the length of d_src beside
+that of the bilingual model's parameters; ratio and angle as in App. B; *head*, the head's share of the square
+of d_src. The checkpoint of a halfway source model is its last one, at a rate that has not decayed; with more
+sentences the dev set that chooses a checkpoint is larger too, the one that is measured on is not. It is no
+part of the tests.
 """
 
 import argparse
@@ -65,7 +68,8 @@ def measure(run, pair, both, src, tgt):
             "angle": found["angle"], "head": head / sum(square.values())}
 
 def at_equal_score(base, pair, rate, score):
-    """The fewest of EPOCHS at which the source-only model is at most WITHIN points below the base's."""
+    """The fewest of EPOCHS at which the source-only model is at most WITHIN points below the base's, or the
+    last of them, where none is: the row's own score tells."""
     for epochs in EPOCHS:
         if trained(base, pair.models()[1], lr=[rate], epochs=epochs)[1] >= score - WITHIN:
             break
@@ -88,7 +92,7 @@ def rows(base, pair):
 
     def keep_half(training, logged, keep):   # an early checkpoint, of which a run keeps no parameters
         if training.step <= training.settings.steps / 2:
-            halfway.update({name: p.detach().clone() for name, p in training.parameters.items()})
+            halfway.update({name: p.detach().cpu().clone() for name, p in training.parameters.items()})
         record(training, logged, keep)
 
     (both, _, run), (src, score, _), (tgt, _, _) = three(base, pair)
@@ -127,7 +131,9 @@ def figure(found):
 def main():
     base = reproduce.Run(reproduce.parse_arguments())
     _, pairs = reproduce.plan(base.args)
-    files = [Path(base.args.out, f"{pair.path('', 'all').stem}.jsonl") for pair in pairs]
+    if len({pair[:4] for pair in pairs}) > 1 or not (base.args.limit and base.args.epochs):
+        sys.exit("controls.py: expected one --task, --src, --tgt and --encoder, with --limit and --epochs.")
+    files = [Path(base.args.out, f"{reproduce.seed(pair)}.jsonl") for pair in pairs]
     if base.ranks.rank == 0:
         untrained(pairs[0].encoder, base.args.out)
     base.ranks.barrier()

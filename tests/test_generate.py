@@ -69,7 +69,7 @@ def examples(number=12, seed=0):
         yield " ".join(source), " ".join(source[::2])
 
 def encoded(pretrained, number=12):
-    return data.encode_titles(examples(number), pretrained.tokenizer, "dev", "test").to("cpu")
+    return data.encode_titles([*examples(number)], pretrained.tokenizer, "dev", "test").to("cpu")
 
 def everything(titles):
     return titles.batch(np.arange(len(titles)))
