@@ -108,13 +108,13 @@ def rows(base, pair):
     found = [each for each, _, _ in three(base, pair, **more)]
     yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
         run, pair, *found)
+    other = pair._replace(encoder=untrained(pair.encoder, base.args.out))
+    found = three(base, other, encoder=other.encoder)
+    yield "encoder not pretrained", measure(found[0][2], other, *(each for each, _, _ in found))
     for rate in RATES:
         epochs = at_equal_score(base, pair, rate, score)
         found = [each for each, _, _ in three(base, pair, lr=[rate], epochs=epochs)]
         yield f"rate {rate:g}", {"epochs": epochs} | measure(run, pair, *found)
-    pair = pair._replace(encoder=untrained(pair.encoder, base.args.out))
-    corners = three(base, pair, encoder=pair.encoder)
-    yield "encoder not pretrained", measure(corners[0][2], pair, *(found for found, _, _ in corners))
 
 def figure(found):
     """R squared and angle of each row against its step; found: {what was changed: [numbers, one a seed]}."""
