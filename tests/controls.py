@@ -30,7 +30,7 @@ import reproduce
 import results
 import train
 
-RATES, EPOCHS, WITHIN = (1e-3, 1e-4, 5e-5), (1, 2, 4, 8, 16), 1.0   # see at_equal_score
+RATES, EPOCHS, WITHIN = (1e-3, 1e-4), (1, 2, 4, 8, 16), 1.0   # see at_equal_score
 MORE = 4   # times the sentences, seen once where MORE epochs of the others see them as often
 
 def trained(base, unit, **changes):
