@@ -75,7 +75,8 @@ ARCHIVES = {  # file under DATA: (address, SHA-256)
                           "4ba1d5e1afdb7161f0f23c66dc787802ccfa8a25a3ddd3b165a35e50df346ab1"),
     "xnli/XNLI-MT-1.0.zip": ("https://dl.fbaipublicfiles.com/XNLI/XNLI-MT-1.0.zip",
                              "f732517ba2fb1d550e9f3c2aabaef6017c91ee2dcec90e878f138764d224db05"),
-    "panx/panx_dataset.zip": ("https://s3.amazonaws.com/datasets.huggingface.co/wikiann/1.1.0/panx_dataset.zip",
+    "panx/panx_dataset.zip": ("https://s3.amazonaws.com/datasets.huggingface.co/wikiann/1.1.0/"
+                              "panx_dataset.zip",
                               "164814b64f749ad000988b5ab45050b5116913b3db466ab173008955ddf649a4")}
 # XL-Sum 2.0 (Hasan et al. 2021; CC BY-NC-SA 4.0): its name of a language, SHA-256 of the archive. It has no
 # German; of vi and zh no digest was at hand. Those of ar, en and hi are of a copy whose other files agree.

@@ -438,12 +438,16 @@ def shape(grids, equation):
         return {}
     alphas, scores = np.array(runs[0].line), mean(series(runs, equation)[0])  # (points, sides)
     even = np.transpose([np.interp(np.linspace(0, 1, 11), alphas, scores[:, side]) for side in (0, 1)])
-    off, around = even - np.linspace(even[0], even[-1], 11), even - even.mean(0)
     inside, dips = scores[(alphas >= 0) & (alphas <= 1)], np.diff(even, 2, axis=0) / 2
     return {"lowest score": inside.min(0), "rise": inside[-1] - inside[0], "bend": abs(dips).mean(0),
             "largest change": abs(inside - 1).max(0), "dip at 0.1": dips[0], "dip at 0.9": dips[-1],
             "largest fall": (np.maximum.accumulate(inside) - inside).max(0),
-            "R squared": 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)}
+            "R squared": r_squared(even)}
+
+def r_squared(even):
+    """How much of curves (points, sides) at even steps the line between their two ends explains."""
+    off, around = even - np.linspace(even[0], even[-1], len(even)), even - even.mean(0)
+    return 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)
 
 def slopes(case):
     """Gradient lengths (models, sides) of a case's mean surface at the zero-shot and the bilingual model."""

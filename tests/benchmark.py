@@ -256,10 +256,16 @@ def with_weights(name, folder):
     """The encoder's name, or a folder with random weights of its shape where it is a folder without any."""
     if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
         print(f"{name} has no weights: random ones of its shape are used.")
-        model = AutoModel.from_config(AutoConfig.from_pretrained(name))
-        name = shutil.copytree(name, f"{folder}/encoder", copy_function=shutil.copyfile)
-        model.save_pretrained(name)
+        return with_random_weights(name, f"{folder}/encoder")
     return name
+
+def with_random_weights(name, folder):
+    """Make a folder with an encoder of the same shape and tokenizer as a local one, and random weights."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(name))
+    shutil.copytree(name, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    model.save_pretrained(folder)
+    return folder
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -21,8 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModel
+from benchmark import with_random_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plot
@@ -54,18 +53,14 @@ def measure(run, pair, both, src, tgt):
     for alpha in np.linspace(0, 1, 11):
         plane.move(1 - alpha, 0.0)
         scores.append([next(iter(run.side(plane, pair, langs)[0].values())) for langs in pair.langs()])
-    scores = np.array(scores)                                                       # (11, sides)
-    climb = scores[:, 1]
-    off = climb - np.linspace(climb[0], climb[-1], 11)
-    square = {name: (src[name] - both[name]).square().sum().item() for name in both}
-    head = sum(value for name, value in square.items() if name.startswith("head."))
+    scores, found = np.array(scores), plane.geometry()                              # (11, sides)
+    head = sum((src[name] - both[name]).square().sum().item() for name in both if name.startswith("head."))
     whole = sum(value.square().sum().item() for value in both.values())
-    found = plane.geometry()
-    return {"source": scores[0, 0], "zero-shot": climb[0], "bilingual": climb[-1],
+    return {"source": scores[0, 0], "zero-shot": scores[0, 1], "bilingual": scores[-1, 1],
             "flatness": scores[:, 0].min() / scores[-1, 0],
-            "R squared": 1 - (off ** 2).sum() / max(1e-12, ((climb - climb.mean()) ** 2).sum()),
-            "step": (sum(square.values()) / whole) ** .5, "ratio": found["norm_ratio"],
-            "angle": found["angle"], "head": head / sum(square.values())}
+            "R squared": plot.r_squared(scores / scores[-1])[1],
+            "step": found["norm_src"] / whole ** .5, "ratio": found["norm_ratio"],
+            "angle": found["angle"], "head": head / found["norm_src"] ** 2}
 
 def at_equal_score(base, pair, rate, score):
     """The fewest of EPOCHS at which the source-only model is at most WITHIN points below the base's, or the
@@ -74,17 +69,6 @@ def at_equal_score(base, pair, rate, score):
         if trained(base, pair.models()[1], lr=[rate], epochs=epochs)[1] >= score - WITHIN:
             break
     return epochs
-
-def untrained(encoder, out):
-    """A folder with an encoder of the same shape and tokenizer, with random weights."""
-    folder = Path(out, "encoders", "random")
-    if not folder.exists():
-        torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.from_pretrained(encoder))
-        part = shutil.copytree(encoder, f"{folder}.part", dirs_exist_ok=True, copy_function=shutil.copyfile)
-        model.save_pretrained(part)
-        Path(part).rename(folder)
-    return str(folder)
 
 def rows(base, pair):
     """Yield (what was changed, numbers) for one seed."""
@@ -108,7 +92,7 @@ def rows(base, pair):
     found = [each for each, _, _ in three(base, pair, **more)]
     yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
         run, pair, *found)
-    other = pair._replace(encoder=untrained(pair.encoder, base.args.out))
+    other = pair._replace(encoder=base.args.random)
     found = three(base, other, encoder=other.encoder)
     yield "encoder not pretrained", measure(found[0][2], other, *(each for each, _, _ in found))
     for rate in RATES:
@@ -134,8 +118,11 @@ def main():
     if len({pair[:4] for pair in pairs}) > 1 or not (base.args.limit and base.args.epochs):
         sys.exit("controls.py: expected one --task, --src, --tgt and --encoder, with --limit and --epochs.")
     files = [Path(base.args.out, f"{reproduce.seed(pair)}.jsonl") for pair in pairs]
-    if base.ranks.rank == 0:
-        untrained(pairs[0].encoder, base.args.out)
+    base.args.random = f"{base.args.out}/encoders/random"
+    for folder in base.ranks.take([base.args.random]):
+        if not Path(folder).exists():
+            with_random_weights(base.args.encoder[0], f"{folder}.part")
+            Path(f"{folder}.part").rename(folder)
     base.ranks.barrier()
     for pair, path in base.ranks.take([*zip(pairs, files)]):
         with results.locked(path) as f:

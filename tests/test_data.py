@@ -61,7 +61,8 @@ def test_xnli_reads_both_formats_and_quotation_marks_as_text(tmp_path):
     train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
     train.write_text('premise\thypo\tlabel\n"a\tb"\tcontradictory\nc\x08\td\u2028e\tneutral\n')
     assert list(data.read_xnli(train, "en")) == [(('"a', 'b"'), [(2,)]), (("c\x08", "d\u2028e"), [(1,)])]
-    dev.write_text("language\tgold_label\tsentence2\tsentence1\nde\tentailment\tb\ta\nen\tcontradiction\td\tc\n")
+    dev.write_text("language\tgold_label\tsentence2\tsentence1\n"
+                   "de\tentailment\tb\ta\nen\tcontradiction\td\tc\n")
     assert list(data.read_xnli(dev, "en")) == [(("c", "d"), [(2,)])]
     assert list(data.read_xnli(dev, "de")) == [(("a", "b"), [(0,)])]
 
