@@ -30,8 +30,7 @@ SPLITS = ("train", "dev")  # the order of all pairs below
 TREEBANKS = {"ar": "UD_Arabic-PADT", "de": "UD_German-GSD", "en": "UD_English-EWT", "es": "UD_Spanish-GSD",
              "fr": "UD_French-GSD", "hi": "UD_Hindi-HDTB", "ru": "UD_Russian-GSD", "vi": "UD_Vietnamese-VTB",
              "zh": "UD_Chinese-GSD"}
-INVENTED = {"A": "UD_A-Demo", "B": "UD_B-Demo", "C": "UD_C-Demo",
-            "A.syntax-B": "UD_A.syntax-B-Demo"}  # of demo.py
+INVENTED = {lang: f"UD_{lang}-Demo" for lang in ("A", "B", "C", "A.syntax-B")}  # of demo.py
 UPOS = tuple("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
 RELATIONS = tuple("""acl advcl advmod amod appos aux case cc ccomp clf compound conj cop csubj dep det
     discourse dislocated expl fixed flat goeswith iobj list mark nmod nsubj nummod obj obl orphan parataxis

@@ -127,14 +127,6 @@ class Biaffine(nn.Module):
         heads = decode(self.arcs(h, batch.real), batch.real)
         return torch.stack([heads, self.labels(h, heads).argmax(-1)], -1)
 
-    def predict_as_authors(self, h, batch):
-        """`predict` by the authors' rule, for comparison: the tree of the largest sum of P(head) *
-        max P(label | head) with any number of words on ROOT, and the labels that gave the maxima."""
-        under = [self.labels(h, torch.full_like(batch.read, head)) for head in range(h.shape[1])]
-        best, label = torch.stack(under, 2).softmax(-1).max(-1)                         # (B, N, N) each
-        heads = decode(self.arcs(h, batch.real).softmax(-1) * best, batch.real, one_root=False)
-        return torch.stack([heads, label.gather(2, heads[..., None])[..., 0]], -1)
-
 class Encoder(NamedTuple):
     """A pretrained encoder; `model` stays on the CPU as it was loaded, each Model has a copy."""
     model: nn.Module
@@ -230,44 +222,45 @@ def encoder_digest(source, tokenizer, model):
         found.update(parameter.detach().numpy())
     return found.hexdigest()
 
-def decode(arcs, real, one_root=True):
-    """Heads (B, N) of the best trees, with one root word or any; arcs (B, N, N): dependents by heads, ROOT 0.
+def decode(arcs, real):
+    """Heads (B, N) of the best trees with one root word; arcs (B, N, N): dependents by heads, ROOT 0.
     The argmax where it already is such a tree, else the exact maximum spanning arborescence."""
     heads = arcs.argmax(-1).masked_fill(~real, 0)                     # (B, N)
     heads[:, 0] = 0
-    wrong = (~are_trees(heads, real, one_root)).nonzero()[:, 0]
+    wrong = (~are_trees(heads, real)).nonzero()[:, 0]
     sizes, scores = real[wrong].sum(-1).tolist(), arcs[wrong].detach().double().cpu().numpy()
     for i, s, n in zip(wrong.tolist(), scores, sizes):
-        heads[i, :n] = torch.from_numpy(best_tree(s[:n, :n], one_root))
+        heads[i, :n] = torch.from_numpy(best_tree(s[:n, :n]))
     return heads
 
-def are_trees(heads, real, one_root=True):
-    """(B,) True where heads (B, N) lead every word to position 0; with one_root only one word hangs on it."""
+def are_trees(heads, real):
+    """(B,) True where heads (B, N) lead every word to position 0, and one word alone hangs on it."""
     above = heads
     for _ in range((heads.shape[1] - 1).bit_length()):                # 2**k steps up after k rounds
         above = above.gather(1, above)
-    roots = ((heads == 0) & real)[:, 1:].sum(1)
-    return (above == 0).all(1) & (roots == 1 if one_root else roots > 0)
+    return (above == 0).all(1) & (((heads == 0) & real)[:, 1:].sum(1) == 1)
 
-def best_tree(scores, one_root=True):
-    """Heads (N,) of the maximum spanning arborescence; scores (N, N): dependents by heads, 0 is ROOT.
-    With one root word Chu-Liu-Edmonds runs once too: where the root's arcs are made worse by more than a tree
-    can gain elsewhere, the best tree uses only one of them (Stanojevic & Cohen 2021)."""
+def best_tree(scores):
+    """Heads (N,) of the best tree with one root word; scores (N, N): dependents by heads, 0 is ROOT.
+    Chu-Liu-Edmonds runs once: where the root's arcs are made worse by more than a tree can gain elsewhere,
+    the best tree uses only one of them (Stanojevic & Cohen 2021)."""
     s = np.nan_to_num(scores, nan=-1e30, neginf=-1e30, posinf=1e30)
     np.fill_diagonal(s, -np.inf)
     s[0] = -np.inf
-    if one_root:
-        inner = s[1:][np.isfinite(s[1:])]
-        s[1:, 0] -= len(s) * (inner.max() - inner.min()) + 1.0
+    inner = s[1:][np.isfinite(s[1:])]
+    s[1:, 0] -= len(s) * (inner.max() - inner.min()) + 1.0
     return arborescence(s)
 
 def arborescence(s):
     """Heads (N,) of the maximum spanning arborescence from 0; s (N, N): dependents by heads, -inf: no arc."""
-    heads = s.argmax(1)                                               # 0 for node 0, which has no arc
-    cycle = find_cycle(heads.tolist())
-    if not cycle:
+    heads = above = s.argmax(1)                                       # 0 for node 0, which has no arc
+    for _ in range(len(s).bit_length()):                              # 2**k steps up: 0, or on a cycle
+        above = above[above]
+    if not above.any():
         return heads
-    inside = np.bincount(cycle, minlength=len(s)) > 0
+    inside, node = np.zeros(len(s), bool), above[above > 0][0]
+    while not inside[node]:
+        inside[node], node = True, heads[node]
     cycle, rest = np.flatnonzero(inside), np.flatnonzero(~inside)     # rest[0] is node 0
     gain = s[cycle[:, None], rest] - s[cycle, heads[cycle]][:, None]  # of a node by its new head outside
     out, n = s[rest[:, None], cycle], len(rest)                       # of a node outside by its new head
@@ -279,19 +272,6 @@ def arborescence(s):
     heads[rest] = np.where(above[:n] == n, cycle[leave], rest[np.minimum(above[:n], n - 1)])
     heads[cycle[enter[above[n]]]] = rest[above[n]]
     return heads
-
-def find_cycle(heads):
-    """Nodes of one cycle in heads, or []; node 0 ends every path."""
-    seen = {0}
-    for i in range(1, len(heads)):
-        walk = []
-        while i not in seen:
-            seen.add(i)
-            walk.append(i)
-            i = heads[i]
-        if i in walk:
-            return walk[walk.index(i):]
-    return []
 
 def accuracy(pred, dev):
     """(1, 2) counts: right, all; pred (R, 1) and dev.gold (R, 1) in file order."""

@@ -93,8 +93,7 @@ def parse_arguments(argv=None):
                    help="mbert, xlmr, mt5, a name on the hub or a local folder (default mbert); scratch: one "
                         "pretrained for the pair; its controls: scratch-original, scratch-random")
     g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3")
-    g.add_argument("--paper", action="store_true",
-                   help="the paper's matrix, 2 encoders, 4 tasks, 15 pairs; the flags above narrow it")
+    g.add_argument("--paper", action="store_true", help="the paper's matrix; the flags above narrow it")
     g.add_argument("--demo", nargs="?", const="languages", choices=DEMOS,
                    help="two invented languages and a tiny encoder, pretrained here; ingredients: one "
                         "language and those derived from it, an encoder each; generation: titles in three")
@@ -328,10 +327,10 @@ def settings(args, unit):
     """Fine-tuning settings of a unit: what was asked for, else the demo's, else the paper's."""
     chosen = FINE_TUNING | (demo.SETTINGS.get(unit.task, {}) if args.demo else {})
     asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": unit.lr or args.lr and args.lr[0]}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    chosen |= {name: value for name, value in asked.items() if value is not None}
     further = {"select": args.select} if args.select != "dev" else {}
     further |= {"language_tokens": True} if args.language_tokens and writes(unit.task) else {}
-    return chosen | asked | {"limit": args.limit, "precision": args.precision} | further
+    return chosen | {"limit": args.limit, "precision": args.precision} | further
 
 def dry_run(args, models, pairs):
     """Print the distinct models, pairs and points of a plan and what of it is done."""

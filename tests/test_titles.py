@@ -13,6 +13,7 @@ from conftest import KIT, real
 from test_generate import LETTERS, examples, write_generator
 
 import data
+import generate
 import plot
 import reproduce as r
 import results
@@ -34,8 +35,11 @@ def letters(folder, sizes):
     return folder
 
 @pytest.fixture
-def line(tmp_path):
+def line(tmp_path, monkeypatch):
     """line(*more): the arguments of a tiny run; of a flag given twice the last one counts."""
+    for module in (data, generate):   # models that learned nothing write to the end
+        monkeypatch.setattr(module, "TARGET_SUBWORDS", 6)
+    monkeypatch.setattr(plot, "draw_figure", lambda *_: None)   # figures are slow, and others test them
     folder = letters(tmp_path / "data", {"train": 40, "dev": 12})
     def arguments(*more, kind="BART"):
         encoder = tmp_path / kind
@@ -76,6 +80,8 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
     kept = next(record for record in log if record["step"] == about["best_step"])
     assert header["xlrs"]["source"] == pytest.approx(kept["watched"]["de"]["xlrs"], abs=1e-4)
     assert "watched" not in read(models / "de/seed1/train.jsonl")[0]
+    drawn = [name for name, _, make in generate.figures(plot.load([out])) if make().axes]
+    assert drawn == ["wrong-language", "xlrs-steps", "xlrs-target"]
     report = (out / "report.md").read_text()
     for text in ("## Generation", "What each --select keeps", "en+fr, zero-shot", "wrong-language words"):
         assert text in report
@@ -145,8 +151,13 @@ def files(out):
             if path.is_file() and path.name != "report.md"}
 
 def test_killed_and_in_two_processes_the_files_are_the_same(scratch, tmp_path):
+    short = tmp_path / "short.py"   # the command, with titles of 6 subwords
+    short.write_text(f"import runpy, sys\nsys.path.insert(0, {str(KIT)!r})\nimport data\n"
+                     "data.TARGET_SUBWORDS = 6\n"
+                     f"runpy.run_path({str(KIT / 'reproduce.py')!r}, run_name='__main__')\n")
+
     def start(out, *launcher):
-        return subprocess.Popen([sys.executable, *launcher, KIT / "reproduce.py", *scratch(out)],
+        return subprocess.Popen([sys.executable, *launcher, short, *scratch(out)],
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 start_new_session=True)
 
