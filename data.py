@@ -95,7 +95,6 @@ CONTEXT = 64          # the authors' code: subwords on the left of a window that
 DEV_WORDS = 128       # App. A: the words of a dev sentence that are parsed ...
 DEV_SUBWORDS = 512    # ... and their subwords at most (ours): the positions of BERT and XLM-R
 SOURCE_SUBWORDS, TARGET_SUBWORDS = 512, 64        # of a title (ours), with special tokens
-FIELDS = ("source", "target"), ("text", "title")  # of a title's line: this kit's and those of XL-Sum
 
 # ---- fetching ---------------------------------------------------------------------------------------------
 
@@ -188,7 +187,7 @@ def unpack(source):
     if sha256(content) != digest:
         raise KitError(f"{path} has another SHA-256 than {address}. Delete it; the kit fetches it again.")
     for name in source.members:
-        content, label = member(content, name, label), name
+        content, label = member(content, name, label), f"{name} in {path}"
     return content
 
 def member(packed, name, label):
@@ -204,15 +203,15 @@ def member(packed, name, label):
             if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
                 raise ValueError(f"it holds the path {n!r}, which leaves its folder")
         found = [n for n in names if f"/{n}".endswith(f"/{name}")]
-        if not found:
-            raise ValueError(f"it does not hold {name}")
-        content = extract(min(found, key=len)).read(MOST_BYTES + 1)
+        content = extract(min(found, key=len)).read(MOST_BYTES + 1) if found else b""
         if len(content) > MOST_BYTES:
             raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes, which no corpus file has")
-        return content
     except Exception as e:  # the libraries raise a dozen kinds, all about what they found in the file
         why = " ".join(str(e).split())
         raise KitError(f"{label} is torn, no archive or not trusted: {why}. Delete it.") from None
+    if not found:
+        raise KitError(f"{label} does not hold {name}: put the file by hand where REFERENCE.md says.")
+    return content
 
 def departure(source, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""
@@ -328,7 +327,7 @@ def read_ner(path, lang):
 def read_xnli(path, lang):
     """Yield ((premise, hypothesis), [(label,)]) of an XNLI file in either of its formats. Raises KitError.
     Plain tab-separated text: quotation marks are text. Columns are found by the names in the header."""
-    rows, found = lines(path), False
+    rows = lines(path)
     header = next(rows)[1].split("\t")
     dev = ("sentence1", "sentence2", "gold_label", "language")
     wanted = ("premise", "hypo", "label") if "premise" in header else dev
@@ -341,11 +340,8 @@ def read_xnli(path, lang):
             raise KitError(f"{path}, line {n}: {len(c)} columns; expected {len(header)} as in the header.")
         premise, hypothesis, label, *language = (c[header.index(w)] for w in wanted)
         if not language or language == [lang]:
-            found = True
             label = label.replace("contradictory", "contradiction")  # as the training files say
             yield (premise, hypothesis), [(number(label, NLI, "label", path, n),)]
-    if not found:
-        raise KitError(f"{path} has no pair in language {lang!r}; expected some in its column 'language'.")
 
 def read_titles(path, lang):
     """Yield (source, target), two texts, per line. Raises KitError."""
@@ -355,7 +351,7 @@ def read_titles(path, lang):
         except (ValueError, TypeError):
             raise KitError(f"{path}, line {n}: {line[:60]!r} is no JSON object; "
                            'expected {"source": "...", "target": "..."}.') from None
-        fields = FIELDS[1] if FIELDS[1][1] in record else FIELDS[0]
+        fields = ("text", "title") if "title" in record else ("source", "target")  # XL-Sum's, and this kit's
         for field in fields:
             if not isinstance(record.get(field), str) or not record[field].strip():
                 raise KitError(f"{path}, line {n}: its {field!r} is {record.get(field)!r}; expected a text.")
@@ -375,7 +371,7 @@ def read_parallel(sources):
                            "line of the other files translates.")
     sizes = {lang: len(texts) for lang, texts in found.items()}
     if len({*sizes.values()}) > 1 or min(sizes.values()) < 2:
-        have = ", ".join(f"{sources[lang]} has {n}" for lang, n in sizes.items())
+        have = ", ".join(f"{lang} in {sources[lang]} has {n}" for lang, n in sizes.items())
         raise KitError(f"Parallel sentences: {have}; expected equally many, at least two, line n of "
                        "one being the translation of line n of the others.")
     return found
@@ -400,24 +396,19 @@ class Encoded:
     positions inside the window, read_start (W+1,), gold (R, K), new (R,) True where a sentence begins; on the
     host, for each window (W,): lengths in subwords, reads, and labelled, the reads with a gold label."""
 
-    def __init__(self, pad, columns):
-        self.pad, self.columns, self.lost, self.added, self.kept = pad, columns, 0, [], {}
+    def __init__(self, pad):
+        self.pad, self.lost, self.added, self.kept = pad, 0, [], {}
         self.counts = dict(sentences=0, words=0, unknown=0, truncated=0, left_out=0)
 
     def add(self, ids, read, gold, new=True, second=1 << 30):
         """Append a window: ids (L,), read (N > 0,), gold (N, K); `new` where a sentence begins."""
         self.added.append((np.array(ids, np.int32), np.array(read, np.int32), list(gold), new, second))
 
-    def windows(self):
-        """Yield each window as `add` takes it, in lists and ints; before `to` only."""
-        for ids, read, gold, new, second in self.added:
-            yield ids.tolist(), read.tolist(), gold, new, second
-
     def to(self, device):
         """Lay the windows out as flat tensors on `device` and return self."""
         import torch  # not above: it takes seconds, and the command line looks up its languages here at once
         ids, read, gold, new, second = zip(*self.added, strict=True)
-        gold = np.array([*chain(*gold)], np.int32).reshape(-1, self.columns)
+        gold = np.array([*chain(*gold)], np.int32)
         self.lengths, self.reads = np.array([*map(len, ids)]), np.array([*map(len, read)])
         start, read_start = np.append(0, self.lengths.cumsum()), np.append(0, self.reads.cumsum())
         self.labelled = np.diff(np.append(0, (gold[:, 0] >= 0).cumsum())[read_start])
@@ -464,14 +455,14 @@ class Encoded:
             self.kept[tokens, waste] = [self.batch(windows) for windows in np.split(order, cuts)]
         return self.kept[tokens, waste]
 
-def special(tokenizer, label):
+def special(tokenizer):
     """(ids before, ids after) a sentence: [CLS] and [SEP] in BERT, <s> and </s> in XLM-R. Raises KitError."""
     ids, most = tokenizer("").input_ids, tokenizer.model_max_length
     if len(ids) < 2 or tokenizer.unk_token_id is None or tokenizer.pad_token_id is None:
-        raise KitError(f"{label}: this kit needs a tokenizer with an unknown and a padding token that puts a "
-                       "special token before and after a sentence, as those of BERT and XLM-R do.")
+        raise KitError(f"{tokenizer.name_or_path}: this kit needs a tokenizer with an unknown and a padding "
+                       "token that puts a special token before and after a sentence, as BERT's or XLM-R's.")
     if most < MAX_SUBWORDS:
-        raise KitError(f"{label}: the encoder has {most} positions; a window needs {MAX_SUBWORDS}.")
+        raise KitError(f"{tokenizer.name_or_path} has {most} positions; a window needs {MAX_SUBWORDS}.")
     return ids[:1], ids[1:]
 
 def subwords(words, tokenizer):
@@ -505,9 +496,9 @@ def slide(starts, room):
 
 def encode_words(examples, tokenizer, split, label):
     """Encoded set of a list of (words, gold), for taggers: sliding windows (App. A), each word read once."""
-    before, after = special(tokenizer, label)
+    before, after = special(tokenizer)
     room = MAX_SUBWORDS - len(before) - len(after)
-    encoded = Encoded(tokenizer.pad_token_id, columns=1)
+    encoded = Encoded(tokenizer.pad_token_id)
     for flat, starts, gold in spell(examples, tokenizer, encoded):
         for left, first, last in slide(starts, room):
             right = min(starts[last], left + room)
@@ -520,10 +511,10 @@ def encode_trees(examples, tokenizer, split, label):
     """Encoded set of a list of (words, gold), for the parser: one window a sentence, the first token as ROOT.
     Train: the first 128 subwords. Dev: the first 128 words (App. A), at most 512 subwords of them (ours). A
     head that was cut off is -1; scored dev words that were cut off are lost, from the 129th on left out."""
-    before, after = special(tokenizer, label)
+    before, after = special(tokenizer)
     most = min(DEV_SUBWORDS, tokenizer.model_max_length) if split == "dev" else MAX_SUBWORDS
     room = most - len(before) - len(after)
-    encoded = Encoded(tokenizer.pad_token_id, columns=3)
+    encoded = Encoded(tokenizer.pad_token_id)
     for flat, starts, gold in spell(examples, tokenizer, encoded):
         words = min(len(gold), DEV_WORDS) if split == "dev" else len(gold)
         kept = sum(start < room for start in starts[:words])  # words whose first subword is in the window
@@ -537,8 +528,8 @@ def encode_trees(examples, tokenizer, split, label):
 
 def encode_pairs(examples, tokenizer, split, label):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
-    special(tokenizer, label)
-    encoded = Encoded(tokenizer.pad_token_id, columns=1)
+    special(tokenizer)
+    encoded = Encoded(tokenizer.pad_token_id)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
@@ -553,8 +544,8 @@ class Titles(Encoded):
     """Encoded sources, each read once; the gold of a read is its target's subwords (T,), -1 past their end.
     texts: the targets as they were written, on the host."""
 
-    def __init__(self, tokenizer, columns):
-        super().__init__(tokenizer.pad_token_id, columns)
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer.pad_token_id)
         self.tokenizer, self.texts = tokenizer, []
 
     def to(self, device):
@@ -578,7 +569,7 @@ def encode_titles(examples, tokenizer, split, label, language=None):
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     first = [tokenizer.convert_tokens_to_ids(language)] if language else []
     room = most - len(first) - 1
-    encoded = Titles(tokenizer, most)
+    encoded = Titles(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
         windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
@@ -592,12 +583,11 @@ def encode_titles(examples, tokenizer, split, label, language=None):
     return encoded
 
 def encode_sentences(texts, tokenizer):
-    """Encoded set of sentences for XLRS, each read at all its subwords but special tokens."""
-    encoded = Encoded(tokenizer.pad_token_id, columns=1)
-    for ids, read, cut in inputs(texts, tokenizer, MAX_SUBWORDS):
+    """Encoded set of sentences for XLRS, each read at all its subwords, 128 at most, but special tokens."""
+    encoded = Encoded(tokenizer.pad_token_id)
+    for ids, read, _ in inputs(texts, tokenizer, MAX_SUBWORDS):
         read = read or [0]   # a sentence of which the tokenizer makes nothing
         encoded.add(ids, read, [(-1,)] * len(read))
-        encoded.counts["truncated"] += cut
     return encoded
 
 def inputs(texts, tokenizer, most, language=None):
@@ -626,7 +616,7 @@ def load(path, lang, split, read, encode, tokenizer, limit=None):
         examples = list(read(path, lang))
         labels = {row[0] for _, gold in examples for row in gold}
         if not examples:
-            raise KitError(f"{path} holds no sentence; expected at least one.")
+            raise KitError(f"{path} holds no sentence in language {lang!r}; expected at least one.")
         if split == "dev" and len(labels) == 1 and len(examples) > 1:
             raise KitError(f"{path}: all labels of language {lang} are the same, as in a placeholder.")
     except KitError as e:

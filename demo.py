@@ -20,7 +20,7 @@ import results
 PARTS = "data", "text"   # what `prepare` makes
 LANGUAGES = {"languages": ("A", "B"), "ingredients": ("A", "A.syntax-B"),   # others are derived from these
              "generation": ("A", "B", "C")}
-ALIGNED = "A.transliteration", "A.transliteration.inversion"
+ALIGNED = "A.transliteration", "A.transliteration.inversion"   # those of the ingredients that --align pulls
 SHAPE = ("layers=2,heads=2,hidden=64,dropout=0,init=.05,blocks=sentences,length=64,batch=64,warmup=150,"
          "lr=2e-3,selected=.2")   # of an encoder, and how it is pretrained
 PRETRAINING = {"languages": f"{SHAPE},steps=3000,vocabulary=1000",
@@ -265,10 +265,6 @@ def write_texts(folder, demo):
         write(f"{folder}/{language}.txt",
               ("\t".join(pair(rng, language)[:2]) if number % PAIRED == 0 and demo != "generation"
                else text(clause(rng), language) for number in range(TEXTS)))
-
-def weights(demo, tgt, asked):
-    """Weights of the alignment loss for a pair; of the ingredients, only ALIGNED are pulled together."""
-    return [0.] if demo == "ingredients" and tgt not in ALIGNED else asked
 
 def texts(folder, demo, *pair):
     """The texts to pretrain on for a pair; of the ingredients A's, and that in B's order for such a pair."""

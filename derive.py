@@ -83,10 +83,10 @@ def derive(encoded, steps, tokenizer, rows, labels):
     What is read follows the first subword of its word, and gold follows it; reads of special tokens stay.
     rows: of the encoder's embeddings (config.vocab_size); labels: the task's. Raises KitError as Rule does.
     """
-    rule, derived = Rule(steps, tokenizer, rows), data.Encoded(encoded.pad, encoded.columns)
+    rule, derived = Rule(steps, tokenizer, rows), data.Encoded(encoded.pad)
     reordered = not set(steps).isdisjoint(ORDERS)
     sentence, window, kind = -1, 0, 0
-    for ids, read, gold, new, second in encoded.windows():
+    for ids, read, gold, new, second in encoded.added:
         sentence, window, kind = (sentence + 1, 0, 0) if new else (sentence, window + 1, kind)
         ids, old = rule(ids, (sentence, window))
         now = np.argsort(old)[read]             # (N,) where what is read stands now
@@ -94,7 +94,7 @@ def derive(encoded, steps, tokenizer, rows, labels):
         gold = follow(gold, order.tolist())
         if reordered and labels == data.BIO:
             gold, kind = repair(gold, kind)
-        derived.add(ids.tolist(), now[order].tolist(), gold, new, second)
+        derived.add(ids, now[order], gold, new, second)
     derived.counts, derived.lost = dict(encoded.counts), encoded.lost
     return derived
 

@@ -88,9 +88,9 @@ class Biaffine(nn.Module):
     512 dimensions for arcs, 128 for labels (less on a small encoder); ELU, dropout 0.2 before it, 0.33 after.
     ROOT's arcs are trained too. Labels are scored under one head: gold in the loss, else the chosen one."""
 
-    def __init__(self, hidden, labels, arc=None, label=None):
+    def __init__(self, hidden, labels):
         super().__init__()
-        arc, label = arc or min(512, 2 * hidden), label or min(128, hidden // 2)
+        arc, label = min(512, 2 * hidden), min(128, hidden // 2)
         self.arc_dep, self.arc_head = nn.Linear(hidden, arc), nn.Linear(hidden, arc)
         self.label_dep, self.label_head = nn.Linear(hidden, label), nn.Linear(hidden, label)
         self.arc = nn.Parameter(torch.empty(arc + 1, arc).uniform_(-1, 1) / sqrt(arc))

@@ -153,6 +153,7 @@ def join(first, second):
     """Add to a grid the points that another file has of it. Raises KitError where the two contradict."""
     differ = [(name, first.header.get(name), second.header.get(name))
               for name in (*FIELDS, "models", "data", "dev", "encoder_digest")]
+    first.written |= second.written
     for metric, points in second.scores.items():
         had = first.scores.get(metric, {})  # where the metrics are others, the headers differ
         differ += [(f"{metric} at {at}", had.setdefault(at, pair), pair) for at, pair in points.items()]

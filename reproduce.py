@@ -142,9 +142,10 @@ def parse_arguments(argv=None):
 def complete(args):
     """Give settings that were not asked for the values of the demo or of the paper."""
     if args.demo:
-        asked = args.src or args.encoder or args.paper or args.data or args.text
-        if asked or args.tgt and args.demo != "ingredients":
-            raise KitError("--demo has its own: leave out --src, --tgt, --encoder, --data, --text, --paper")
+        fixed = ["src", "encoder", "paper", "data", "text", "parallel"]
+        fixed += ["tgt"] if args.demo != "ingredients" else []
+        if asked := [f"--{name}" for name in fixed if getattr(args, name) not in (None, False)]:
+            raise KitError(f"--demo has its own: leave out {' and '.join(asked)}")
         data.TREEBANKS.update(data.INVENTED)
         args.encoder = ["scratch"]
     made_here = any(name.split("-")[0] == "scratch" for name in args.encoder or ())
@@ -291,13 +292,13 @@ def plan(args):
 def scratch(args, kind, task, src, tgt):
     """The encoders that are pretrained for a pair, one for each --align (pretrain.Scratch)."""
     texts = demo.texts(args.out, args.demo, src, tgt) if args.demo else args.text
-    align = demo.weights(args.demo, tgt, args.align)
+    align = [0.0] if args.demo == "ingredients" and tgt not in demo.ALIGNED else args.align
     return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align, writes(task))
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
     kinds = [kind for kind in args.encoder if kind in pretrain.KINDS]
-    kinds += [CONTROL] if args.demo == "languages" else []
+    kinds += [CONTROL] if args.demo == "languages" and "pos" in args.task else []
     return list(dict.fromkeys(made for kind in kinds for task in args.task for src, tgt in pairs_of(args)
                               for made in scratch(args, kind, task, src, tgt)))
 
@@ -521,8 +522,7 @@ def finetune(run, unit):
             scores = {lang: run.score(model, unit, lang, unit.langs) for lang in unit.langs}
             own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
             record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
-            rule = run.args.select if "xlrs" in record or run.args.select != "xlrs" else "dev"
-            return record, generate.choose([*records, record], rule) is record
+            return record, generate.choose([*records, record], run.args.select) is record
 
         kept, best = train(model, batches, evaluate, chosen, config, journal, str(unit), run.ranks)
         best = {name: value.cpu() for name, value in best.items()}
@@ -555,7 +555,7 @@ class Plane:
     """A model as a function of a point in the plane of three corners; the module itself is never changed.
     The corners are the rows of one matrix (3, P); a point is one product with it, written into one vector
     (P,), whose views by parameter name were made once. Parameters outside `part` stay those of `both`
-    (footnote 2), buffers are the module's own, and a tied parameter has one view under each of its names."""
+    (footnote 2), buffers are the module's own, and a tied parameter moves under all its names."""
 
     def __init__(self, model, both, src, tgt, part="all"):
         self.model, self.size, device = model.eval(), model.size, next(model.parameters()).device
@@ -568,9 +568,6 @@ class Plane:
         self.views = {name: both[name].to(device) for name in both if name not in moving}
         for name, view in zip(moving, self.theta.split(sizes)):
             self.views[name] = view.view(both[name].shape)
-        names = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self.views[name] = self.views[names.setdefault(parameter, name)]
 
     def move(self, a1, a2):
         """To both + a1 d_src + a2 d_tgt (Eq. 3), each time from the corners, and exact at each of them."""
@@ -578,7 +575,7 @@ class Plane:
         torch.mv(self.corners.T, weights, out=self.theta)
 
     def __call__(self, batch):
-        return functional_call(self.model, self.views, (batch,), tie_weights=False)
+        return functional_call(self.model, self.views, (batch,))
 
     def geometry(self):
         """Norms of d_src and d_tgt, their ratio, and the angle between them in degrees (App. B); float64."""
@@ -727,7 +724,8 @@ def report(run, grids, models, pairs):
     missing = [problem for unit in [*models, *pairs] if (problem := run.ranks.outcome(unit))]
     notes = demo.notes(run, models) if run.args.demo == "languages" else ""
     print(plot.report(grids, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
-    print(f"\nLook first at {run.args.out}/report.md and {run.args.out}/figures/fig2-lines.png.")
+    figure = Path(run.args.out, "figures", "fig2-lines.png")
+    print(f"\nLook first at {run.args.out}/report.md" + (f" and {figure}." if figure.exists() else "."))
     return 3 if missing else 0
 
 def on_every_core(args):

@@ -33,12 +33,11 @@ class Ranks:
     def __init__(self):
         from torch import distributed
         self.rank, self.world, self.store, self.shares, self.said = 0, 1, distributed.HashStore(), 0, 0
-        self.quiet = None   # of progress bars: on a terminal, and by rank 0 alone
         self.bar = None     # of the whole run
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             forever = timedelta(days=30)
             self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=forever))
-            self.quiet = True if self.rank else None
+        self.quiet = True if self.rank else None   # of progress bars: on a terminal, and by rank 0 alone
 
     def take(self, units):
         """Yield the units that fall to this process; every process calls this with the same list."""
@@ -71,8 +70,7 @@ class Ranks:
     def wait(self, key):
         """The value of a key once some process has set it; rank 0 prints what the others say meanwhile."""
         while not self.ask("check", [key]):   # asked again and again, so that Ctrl-C is heard
-            if self.rank == 0:
-                self.say()
+            self.say()
             time.sleep(0.05)
         return self.ask("get", key).decode()
 

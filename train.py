@@ -28,10 +28,10 @@ class Settings(NamedTuple):
     clip: float | None = None  # largest norm of the gradient
     precision: str = "fp32"    # or bf16, by autocast: parameters, embeddings and normalisation stay fp32
 
-def warmup_decay(step, total, warmup=0.1):
-    """Share of the peak learning rate at a step: linear warm-up, then linear decay to 0 (App. A)."""
-    warm = int(warmup * total)
-    return step / warm if step < warm else (total - step) / max(1, total - warm)
+    def rate(self, step):
+        """The learning rate at a step: linear warm-up, then linear decay to 0 (App. A)."""
+        warm = int(self.warmup * self.steps)
+        return self.lr * (step / warm if step < warm else (self.steps - step) / (self.steps - warm))
 
 def train(model, batches, evaluate, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
@@ -55,7 +55,7 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
                                 "kept. Try a lower --lr.")
             model.eval()
             record, keep = evaluate(training.records)
-            logged = {"step": until, "lr": training.lr(until - 1), "loss": round(loss, 6), **record}
+            logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}
             training.record(logged, keep)
     return training.kept, training.best
 
@@ -75,16 +75,13 @@ class Training:
         # Cut, not written anew: a process killed here leaves all lines or the right ones.
         journal.truncate(sum(len(results.line(record)) for record in self.records))
 
-    def lr(self, step):
-        return self.settings.lr * warmup_decay(step, self.settings.steps, self.settings.warmup)
-
     def steps(self, until, batches, bar):
         """Train up to a step; returns the mean loss on the way."""
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)   # a resumed run drops the same units
         self.model.train()
         total, first = torch.zeros((), device=self.device), self.step
         for self.step in range(first, until):
-            self.adam.param_groups[0]["lr"] = self.lr(self.step)
+            self.adam.param_groups[0]["lr"] = self.settings.rate(self.step)
             total += self.gradient(batches)
             if self.settings.clip:
                 torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)

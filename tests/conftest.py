@@ -20,6 +20,10 @@ def reproduce(*args, cwd=KIT, env=None, **popen):
     return subprocess.run([sys.executable, str(KIT / "reproduce.py"), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env={**os.environ, **(env or {})}, **popen)
 
+def windows(encoded):
+    """The windows of an Encoded set that is on no device yet, in lists and ints."""
+    return [(ids.tolist(), read.tolist(), *rest) for ids, read, *rest in encoded.added]
+
 def real(name):
     """A folder of real files: mbert, xlmr, data or encoder; without it the test that asks is skipped."""
     folder = Path(os.environ.get("KIT_TEST_FILES", "no such folder"), name)

@@ -82,7 +82,7 @@ def kit(encoder, corpus, tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def again(kit):
     """A kit whose OUT holds a finished run, and the paths of a model and of the grid."""
-    assert kit.run() == 0
+    assert kit.run() == 0 and "Look first at" in kit.said and "fig2-lines" not in kit.said
     kit.model = next(kit.out.glob("models/pos/*/en/seed1/model.safetensors"))
     kit.grid = next(kit.out.glob("grids/pos/*/en-de/seed1.jsonl"))
     return kit
@@ -100,7 +100,7 @@ def again(kit):
     ("--text en.txt", "--text|--encoder scratch"), ("--encoder scratch", "--encoder scratch|--text"),
     ("--src tlh", "tlh|one of ar, de, en"), ("--tgt de EN", "EN|lower case"),
     ("--part tail", "--part|tail|encoder"), ("--precision fp8", "--precision|fp8|bf16"),
-    ("--demo", "--demo|--src"), ("--device abacus", "--device abacus|cpu"),
+    ("--demo generation --parallel x", "--demo|--src|--parallel"), ("--device abacus", "--device abacus|cpu"),
     ("--device meta", "--device meta|cpu"), ("--device mps", "--device mps|cpu"),
     ("--device cuda:99", "--device cuda:99|cannot be used|cpu")])
 def test_flags_that_make_no_sense(kit, flags, words):
@@ -192,7 +192,8 @@ def test_other_architectures_are_used_if_they_can_be(kit, spoilt, kind, settings
         assert kit.run(encoder=spoilt) == 0
 
 def test_an_encoder_with_too_few_positions_for_a_window(kit, tmp_path):
-    kit.refuses("position", encoder=write_encoder(tmp_path / "short", max_position_embeddings=16))
+    short = write_encoder(tmp_path / "short", max_position_embeddings=16)
+    kit.refuses(f"{short} has 16 positions", encoder=short)
 
 def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
     calls = []

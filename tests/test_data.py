@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import real
+from conftest import real, windows
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
@@ -73,7 +73,7 @@ def test_limit_counts_the_whole_file(conllu, tokenizer):
 def test_a_word_without_subwords_is_unknown_and_still_read(tokenizer):
     encoded = data.encode_words([(["a", "\u200b", "abc"], [(1,), (2,), (3,)])], tokenizer, "dev", "x")
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", "a", "[UNK]", "a", "##b", "##c", "[SEP]"])
-    assert list(encoded.windows()) == [(ids, [1, 2, 3], [(1,), (2,), (3,)], True, 1 << 30)]
+    assert list(windows(encoded)) == [(ids, [1, 2, 3], [(1,), (2,), (3,)], True, 1 << 30)]
     assert encoded.counts["unknown"] == 1
 
 def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
@@ -87,7 +87,7 @@ def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
     assert t("你好").input_ids == [0, 4, 7, 2]
     assert data.subwords(["你好", "ab", "▁", "c"], t) == {"你好": [7], "ab": [5, 6], "▁": [], "c": [3]}
     encoded = data.encode_words([(["你好", "▁", "ab"], [(1,), (2,), (3,)])], t, "dev", "x")
-    assert [window[:2] for window in encoded.windows()] == [([0, 7, 3, 5, 6, 2], [1, 2, 3])]
+    assert [window[:2] for window in windows(encoded)] == [([0, 7, 3, 5, 6, 2], [1, 2, 3])]
 
 @pytest.mark.parametrize("seed", range(20))
 def test_windows_read_every_word_once_with_left_context(seed):
@@ -176,13 +176,13 @@ def test_a_batch_asks_the_device_nothing(dev):
 def test_windows_can_be_read_changed_and_added_to_another_set(dev, tokenizer):
     pair = data.encode_pairs([(("a b", "c"), [(2,)])], tokenizer, "train", "x")
     long = data.encode_trees([(["a"] * 9, [(0, 1, 1)] * 9)], tokenizer, "train", "x")
-    (ids, read, gold, new, second), = pair.windows()
+    (ids, read, gold, new, second), = windows(pair)
     assert [type(x) for x in (ids, read, gold, new, second, ids[0], read[0], gold[0][0])] == [
         list, list, list, bool, int, int, int, int]
     assert (len(ids), read, gold, new, second) == (6, [0], [(2,)], True, 4)
     for encoded in (dev, pair, long):
-        other = data.Encoded(encoded.pad, encoded.columns)
-        for window in encoded.windows():
+        other = data.Encoded(encoded.pad)
+        for window in windows(encoded):
             other.add(*window)
         encoded.to("cpu"), other.to("cpu")
         for name in ("ids", "start", "second", "read", "read_start", "gold", "new"):
@@ -193,7 +193,7 @@ def test_windows_can_be_read_changed_and_added_to_another_set(dev, tokenizer):
     ("xlmr", ([0], [2]), {"Hello": [35378], "world": [8999], "你好": [124084], "▁": []})])
 def test_golden_ids(name, ends, words):
     t = AutoTokenizer.from_pretrained(real(name))
-    assert data.special(t, "") == ends and data.subwords(words, t) == words
+    assert data.special(t) == ends and data.subwords(words, t) == words
 
 @pytest.mark.parametrize("lang, split", [("en", "train"), ("en", "dev"), ("vi", "train"), ("vi", "dev"),
                                          ("de", "dev"), ("zh", "dev"), ("fr", "dev")])

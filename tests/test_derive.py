@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import windows
 from transformers import AutoTokenizer
 
 import data
@@ -23,11 +24,11 @@ def tokenizer(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     return AutoTokenizer.from_pretrained(tmp_path)
 
-def derived(windows, steps, tokenizer, labels, columns=1, rows=2 * V):
-    encoded = data.Encoded(PAD, columns)
-    for window in windows:
+def derived(given, steps, tokenizer, labels, rows=2 * V):
+    encoded = data.Encoded(PAD)
+    for window in given:
         encoded.add(*window)
-    return list(derive.derive(encoded, steps, tokenizer, rows, labels).windows())
+    return list(windows(derive.derive(encoded, steps, tokenizer, rows, labels)))
 
 # ---- names ------------------------------------------------------------------------------------------------
 
@@ -107,12 +108,12 @@ def test_a_pair_is_derived_sentence_by_sentence_and_still_read_at_its_first_toke
 def test_heads_of_a_tree_are_renumbered(tokenizer):
     gold = [(-1, -1, 0), (2, 7, 1), (0, 8, 1), (2, 9, 0), (-1, 5, 1)]   # the last word's head was cut off
     window = [CLS, A, BB, B, C, A, SEP], [0, 1, 3, 4, 5], gold
-    found, = derived([window], ("inversion",), tokenizer, data.RELATIONS, columns=3)
+    found, = derived([window], ("inversion",), tokenizer, data.RELATIONS)
     assert found[:2] == ([CLS, A, C, B, BB, A, SEP], [0, 1, 2, 3, 5])
     assert found[2] == [(-1, -1, 0), (-1, 5, 1), (3, 9, 0), (0, 8, 1), (3, 7, 1)]
 
 def test_counts_and_lost_words_carry_over(tokenizer):
-    encoded = data.Encoded(PAD, 1)
+    encoded = data.Encoded(PAD)
     encoded.add(*TWO[0])
     encoded.lost, encoded.counts["in_file"] = 3, 17
     found = derive.derive(encoded, ("inversion",), tokenizer, V, data.UPOS)
@@ -203,7 +204,7 @@ def test_real_words_and_labels_are_recovered_by_the_inverse(task, order):
     encoded = data.load(path, "zh", "dev", read, encode, tokenizer, 500)
     new = derive.derive(encoded, ("transliteration", order), tokenizer, 2 * V, labels)
     place, tags, repaired, moved = (-1, 0), {}, {}, 0
-    for before, after in zip(encoded.windows(), new.windows(), strict=True):
+    for before, after in zip(windows(encoded), windows(new), strict=True):
         place = (place[0] + 1, 0) if before[3] else (place[0], place[1] + 1)
         ids, reads, gold, *rest = after
         came = back(before[0], order, place)

@@ -93,7 +93,7 @@ def two(gold=None):
     real, ids = torch.tensor([[True] * 4, [True] * 3 + [False]]), torch.randint(5, 16, (2, 4))
     read = torch.arange(4) * real
     b = data.Batch(ids, torch.zeros_like(ids), None, read, real, None, gold, 5)
-    return b, torch.randn(2, 4, 6), heads.Biaffine(6, 5, arc=4, label=3).eval()
+    return b, torch.randn(2, 4, 6), heads.Biaffine(6, 5).eval()
 
 @torch.no_grad()
 def test_biaffine_scores_equal_the_sum_over_all_indices():

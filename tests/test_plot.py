@@ -272,6 +272,13 @@ def test_copies_count_once_and_are_refused_where_they_contradict(tmp_path, other
         plot.load([tmp_path / "c", tmp_path / "d"])
     assert str(one) in str(error.value) and str(two) in str(error.value)
 
+def test_what_was_written_at_a_point_is_joined_with_it(tmp_path):
+    file, point = write(tmp_path / "b"), '"a1": 1.0, "a2": 0.0'
+    file.write_text(file.read_text().replace(point, f'{point}, "written": [["x", "y"]]'))
+    write(tmp_path / "a", keep=3)
+    [made] = plot.load([tmp_path / "a", tmp_path / "b"])
+    assert made.written == {plot.SRC: [["x", "y"]]}
+
 def drawn(grids, name, kind):
     [make] = [make for found, _, make in plot.plan(grids) if found == name]
     return make().findobj(kind)
