@@ -215,8 +215,8 @@ def normalise(runs, points):
     """Scores of one case relative to the bilingual model (Sec. 4): nothing is normalised anywhere else.
     runs: grids of one task, encoder and pair, one a seed; points: a list of (a1, a2). Returns two arrays,
     scores (runs, points, sides): each over that of the same seed's bilingual model on the same dev set;
-    variance (points, sides): of the plain scores over seeds (divisor n - 1), over the mean bilingual score
-    (not its square, as in the paper). NaN stands for what is not evaluated, and for a single seed's."""
+    variance (points, sides): of the plain scores over seeds (divisor n - 1), over the mean bilingual score,
+    as in the paper not over its square. NaN stands for what is not evaluated, and for a single seed's."""
     plain = np.array([[run.points.get(at, (math.nan, math.nan)) for at in (BOTH, *points)] for run in runs])
     bilingual, plain = plain[:, :1], plain[:, 1:]
     return plain / bilingual, moments(plain)[2] ** 2 / mean(bilingual)
