@@ -290,7 +290,8 @@ class Watch:
 def choose(records, rule, tolerance=1.0):
     """The one of a training's records, in order, that a rule keeps; the first of equals.
     dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those at
-    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours)."""
+    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours);
+    of records without it, dev."""
     if rule == "last":
         return records[-1]
     if rule == "dev" or "xlrs" not in records[0]:

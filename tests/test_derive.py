@@ -28,7 +28,7 @@ def derived(given, steps, tokenizer, labels, rows=2 * V):
     encoded = data.Encoded(PAD)
     for window in given:
         encoded.add(*window)
-    return list(windows(derive.derive(encoded, steps, tokenizer, rows, labels)))
+    return windows(derive.derive(encoded, steps, tokenizer, rows, labels))
 
 # ---- names ------------------------------------------------------------------------------------------------
 

@@ -317,6 +317,7 @@ def test_the_command_line_end_to_end_reuse_and_refusal(line, tmp_path, capsys):
 
     first, out = command(*line("--lines-only")), tmp_path / "out"
     assert first.returncode == 0, first.stderr
+    assert first.stdout.endswith(f"Look first at {out}/report.md and {out}/figures/fig2-lines.png.\n")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "report.md"}
     grid, models = out / "grids/pos/encoder/en-de/seed1.jsonl", out / "models/pos/encoder"
     assert {p for p in before if p.parent.name != "figures"} == {grid, *(
