@@ -379,15 +379,28 @@ def read_parallel(sources):
 # ---- encoding ---------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
-    """B windows, padded to L subwords and N read positions: tensors on the device, but for count."""
-    ids: object    # (B, L) subword ids
-    types: object  # (B, L) 1 in the second sentence of a pair, else 0
-    mask: object   # (B, L) True at subwords; None where nothing is padded
-    read: object   # (B, N) the positions in the window that are read; 0 at padding
-    real: object   # (B, N) True at read positions that are no padding
-    rows: object   # (B, N) where a read stands in the set's flat order; padding points past its end
-    gold: object   # (B, N, K) gold columns of what is read, -1 at padding
-    count: int     # reads with a gold label: the terms that the loss is a mean over
+    """B windows in R rows of L subwords, a row each or packed, and N reads of each: tensors, but count."""
+    ids: object        # (R, L) subword ids
+    types: object      # (R, L) 1 in the second sentence of a pair, else 0
+    mask: object       # (R, L) True at subwords, None where nothing is padded; packed (R, 1, L, L)
+    positions: object  # (R, L) of a subword in its window; None where each window has a row of its own
+    read: object       # (B, N) the places that are read, in the rows laid end to end; 0 at padding
+    real: object       # (B, N) True at reads that are no padding
+    rows: object       # (B, N) where a read stands in the set's flat order; padding points past its end
+    gold: object       # (B, N, K) gold columns of what is read, -1 at padding
+    count: int         # reads with a gold label: the terms that the loss is a mean over
+
+def pack(lengths):
+    """(row (B,), place in it (B,)) of windows of so many subwords (B,), so that they need few rows: from the
+    longest on, each in the first row that has room; a row is as long as the longest window."""
+    ends, rows, places = [], np.zeros_like(lengths), np.zeros_like(lengths)
+    for i in np.argsort(-lengths, kind="stable"):
+        row = next((row for row, end in enumerate(ends) if end + lengths[i] <= lengths.max()), len(ends))
+        if row == len(ends):
+            ends.append(0)
+        rows[i], places[i] = row, ends[row]
+        ends[row] += lengths[i]
+    return rows, places
 
 class Encoded:
     """A corpus file as W windows of subword ids and R positions read in them, in file order.
@@ -423,36 +436,64 @@ class Encoded:
     def __len__(self):
         return len(self.lengths)
 
-    def batch(self, windows):
-        """The Batch of window numbers (B,), a numpy array; built on the device without asking it anything."""
+    def used(self):
+        """(U,) the distinct subword ids of its batches, on the CPU."""
         import torch
-        device, L, N = self.ids.device, int(self.lengths[windows].max()), int(self.reads[windows].max())
-        w = torch.from_numpy(np.ascontiguousarray(windows)).to(device, non_blocking=True)[:, None]  # (B, 1)
-        place = torch.arange(max(L, N), device=device)
-        at = self.start[w] + place[:L]                                                            # (B, L)
-        mask = at < self.start[w + 1]
-        ids = self.ids[at.clamp_(max=len(self.ids) - 1)].long().masked_fill_(~mask, self.pad)
-        types = ((place[:L] >= self.second[w]) & mask).long()
-        rows = self.read_start[w] + place[:N]                                                     # (B, N)
+        return torch.cat([self.ids.unique().cpu(), torch.tensor([self.pad])]).unique().long()
+
+    def batch(self, windows, packed=False):
+        """The Batch of window numbers (B,), a numpy array; built on the device without asking it anything.
+        packed: windows share rows, and the mask (R, 1, L, L) lets a subword see those of its window alone."""
+        import torch
+        device, lengths = self.ids.device, self.lengths[windows]
+        L, N = int(lengths.max()), int(self.reads[windows].max())
+        row, place = pack(lengths) if packed else (np.arange(len(windows)), 0)
+        R = int(row.max()) + 1
+
+        def column(values):
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)[:, None]
+
+        def lay(values, fill):   # (B, L) into the rows
+            laid = torch.full((R * L + 1,), fill, device=device)
+            laid[to] = values
+            return laid[:-1].view(R, L)
+
+        w, slot, along = column(windows), column(row * L + place), torch.arange(max(L, N), device=device)
+        at = self.start[w] + along[:L]                                                            # (B, L)
+        there = at < self.start[w + 1]
+        to = (slot + along[:L]).masked_fill_(~there, R * L)                # padding: a spare place at the end
+        ids = lay(self.ids[at.clamp_(max=len(self.ids) - 1)].long(), self.pad)
+        types, positions = lay((along[:L] >= self.second[w]).long(), 0), None
+        mask = there if (lengths < L).any() else None
+        if packed:
+            owner = lay(column(np.arange(len(windows))).expand_as(at), -1)
+            mask = owner[:, None, :, None] == owner[:, None, None]
+            positions = lay(along[:L].expand_as(at), 0)
+        rows = self.read_start[w] + along[:N]                                                     # (B, N)
         real = rows < self.read_start[w + 1]
         inside = rows.clamp(max=len(self.read) - 1)
-        rows = rows.masked_fill_(~real, len(self.read))
-        read = self.read[inside].long().masked_fill_(~real, 0)
+        read = (self.read[inside].long() + slot).masked_fill_(~real, 0)
         gold = self.gold[inside].long().masked_fill_(~real[..., None], -1)                        # (B, N, K)
-        mask = mask if (self.lengths[windows] < L).any() else None
-        return Batch(ids, types, mask, read, real, rows, gold, int(self.labelled[windows].sum()))
+        rows = rows.masked_fill_(~real, len(self.read))
+        return Batch(ids, types, mask, positions, read, real, rows, gold, int(self.labelled[windows].sum()))
+
+    def cut(self, windows, tokens, waste):
+        """Window numbers by length, in arrays of at most `tokens` subwords each, `waste` of them padding."""
+        windows = windows[np.argsort(self.lengths[windows], kind="stable")]
+        first, real, cuts = 0, 0, []
+        for i, length in enumerate(self.lengths[windows].tolist()):
+            padded = (i + 1 - first) * length  # with this window; those before are shorter
+            if i > first and (padded > tokens or padded - real - length > waste):
+                cuts.append(i)
+                first, real = i, 0
+            real += length
+        return np.split(windows, cuts)
 
     def batches(self, tokens, waste=np.inf):
         """All windows as Batches by length, kept: at most `tokens` subwords each, `waste` of them padding."""
         if (tokens, waste) not in self.kept:
-            order, first, real, cuts = np.argsort(self.lengths, kind="stable"), 0, 0, []
-            for i, length in enumerate(self.lengths[order].tolist()):
-                padded = (i + 1 - first) * length  # with this window; those before are shorter
-                if i > first and (padded > tokens or padded - real - length > waste):
-                    cuts.append(i)
-                    first, real = i, 0
-                real += length
-            self.kept[tokens, waste] = [self.batch(windows) for windows in np.split(order, cuts)]
+            cut = self.cut(np.arange(len(self)), tokens, waste)
+            self.kept[tokens, waste] = [self.batch(windows) for windows in cut]
         return self.kept[tokens, waste]
 
 def special(tokenizer):
@@ -553,9 +594,9 @@ class Titles(Encoded):
         self.labelled = (self.gold >= 0).sum(1).cpu().numpy()   # the loss is a mean over target subwords
         return self
 
-    def batch(self, windows):
+    def batch(self, windows, packed=False):
         """The Batch of window numbers (B,), with gold (B, 1, T) as wide as its longest target."""
-        batch = super().batch(windows)
+        batch = super().batch(windows, packed)
         return batch._replace(gold=batch.gold[..., :int(self.labelled[windows].max())])
 
     def decode(self, ids):

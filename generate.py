@@ -58,7 +58,7 @@ class Generator(nn.Module):
         place = next(name for name, module in model.named_modules() if module is self.encoder)
         outer, _, name = place.rpartition(".")
         delattr(model.get_submodule(outer), name)   # what is left is the decoder, handed the encoder's states
-        self.size = heads.mean_size(self)
+        self.size, self.first = heads.mean_size(self), None
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
         self.longest = min(TARGET_SUBWORDS, tokenizer.model_max_length)
@@ -75,7 +75,7 @@ class Generator(nn.Module):
     def read(self, batch):
         """The encoder's last hidden states (B, N, H) at the read positions of a batch, in fp32."""
         hidden = self.encode(batch)[0].last_hidden_state                              # (B, L, H)
-        return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1])).float()
+        return hidden.flatten(0, 1)[batch.read].float()
 
     def loss(self, batch):
         """Mean cross entropy over the `count` target subwords of a batch, each after those before it."""
@@ -263,10 +263,20 @@ class Watch:
         found = [xlrs(model, source, target, self.run.subwords) for source in sources]
         return [round(sum(values) / len(found), 6) for values in zip(*found, strict=True)]
 
+    def targets(self, unit):
+        """The languages that are watched while a Finetuned is trained: none unless it is source-only."""
+        own = [tgt for src, tgt in self.pairs if tuple(sorted(src.split("+"))) == unit.langs]
+        return own if self.files is not None else []
+
+    def sets(self, unit):
+        """The data.Encoded sets that are read for it."""
+        for tgt in self.targets(unit):
+            yield self.run.examples(unit.task, unit.encoder, tgt, "dev")
+            yield from (self.sentences(unit.task, unit.encoder, lang) for lang in (*unit.langs, tgt))
+
     def __call__(self, model, unit):
         """{"watched": {target: score and XLRS}, "xlrs": their mean} of a source-only model; {} of others."""
-        targets = [tgt for src, tgt in self.pairs if tuple(sorted(src.split("+"))) == unit.langs]
-        if self.files is None or not targets:
+        if not (targets := self.targets(unit)):
             return {}
         seen = {tgt: {"score": self.run.score(model, unit, tgt, (*unit.langs, tgt)),
                       "xlrs": self.xlrs(model, unit, unit.langs, tgt)} for tgt in targets}
@@ -277,8 +287,9 @@ class Watch:
         if self.files is None:
             return {}
         (both, source, _), (langs, _) = pair.models(), pair.langs()
-        models = {"pretrained": self.run.model(pair).eval(), "source": self.run.finetuned(source),
-                  "both": self.run.finetuned(both)}
+        sets = [self.sentences(pair.task, pair.encoder, lang) for lang in (*langs, pair.tgt)]
+        models = {"pretrained": self.run.model(pair, sets).eval(), "source": self.run.finetuned(source, sets),
+                  "both": self.run.finetuned(both, sets)}
         log = source.path(self.run.args.out).with_name("train.jsonl").read_text().splitlines()
         way = [{"step": record["step"], "mean": record["mean"], **record["watched"][pair.tgt]}
                for record in map(json.loads, log) if pair.tgt in record.get("watched", ())]

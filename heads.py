@@ -9,6 +9,7 @@ import copy
 import hashlib
 import inspect
 import json
+from contextlib import suppress
 from functools import lru_cache
 from math import inf, sqrt
 from multiprocessing.pool import ThreadPool
@@ -27,22 +28,77 @@ from results import KitError
 transformers.logging.set_verbosity_error()   # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
 HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large",   # Sec. 4
-       "mt5": "google/mt5-base"}   # generation
+       "e5": "intfloat/multilingual-e5-small", "mt5": "google/mt5-base"}   # smaller than both; generation
+
+class Rows(nn.Embedding):
+    """The rows (R, H) of an embedding that are read; asked by the ids of the whole, and only for these rows.
+    No other row would move: Adam without weight decay leaves alone what never had a gradient."""
+
+    def __init__(self, whole, ids):
+        """whole: an nn.Embedding; ids (R,): of the rows, ascending, its padding_idx among them."""
+        place = torch.full((whole.num_embeddings,), len(ids))   # past the end for all others: an IndexError
+        place[ids] = torch.arange(len(ids))
+        pad = None if whole.padding_idx is None else int(place[whole.padding_idx])
+        super().__init__(len(ids), whole.embedding_dim, pad, _weight=whole.weight.detach()[ids])
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("place", place, persistent=False)
+
+    def forward(self, ids):
+        return super().forward(self.place[ids])
+
+def with_rows(model, ids):
+    """A copy of a model that has the rows of ids (U,) alone in its input embedding, which is never copied
+    whole; but all rows where ids is None, or where more than a look-up uses them."""
+    whole = model.get_input_embeddings()
+    users = [m for m in model.modules() if any(p is whole.weight for p in m.parameters(recurse=False))]
+    if ids is None or {*map(type, users)} != {nn.Embedding}:
+        return copy.deepcopy(model)
+    rows = Rows(whole, torch.unique(torch.cat([ids, torch.tensor([whole.padding_idx or 0])])))
+    return copy.deepcopy(model, {id(user): rows for user in users})   # as if these were copied already
+
+def table(model):
+    """(name, Rows) of a model; ("", None) where all rows are there."""
+    return next(((name, m) for name, m in model.named_modules() if isinstance(m, Rows)), ("", None))
+
+def rows_of(parameters):
+    """[ids (M,) of the rows that moved] of what `moved` gave; [] where all rows are there."""
+    return [ids for name, ids in parameters.items() if name.endswith(".ids")]
+
+def moved(model, parameters, pretrained):
+    """Parameters {name: tensor} as they are saved: of Rows those that moved, and their ids (M,)."""
+    name, rows = table(model)
+    if rows is None:
+        return parameters
+    weight, ids = parameters[f"{name}.weight"], rows.ids.cpu()
+    there = (weight != pretrained.get_input_embeddings().weight[ids]).any(1)
+    return parameters | {f"{name}.weight": weight[there], f"{name}.ids": ids[there]}
+
+def spread(model, parameters, pretrained):
+    """Parameters {name: tensor} of a model from those that `moved` gave."""
+    name, rows = table(model)
+    if rows is None:
+        return parameters
+    weight, found = pretrained.get_input_embeddings().weight.detach()[rows.ids.cpu()], dict(parameters)
+    weight[rows.place.cpu()[found.pop(f"{name}.ids")]] = found[f"{name}.weight"]
+    return found | {f"{name}.weight": weight}
 
 class Model(nn.Module):
     """An encoder and a head: an ordinary module, trained by `loss`; called, it predicts."""
 
-    def __init__(self, encoder, head, labels):
+    def __init__(self, encoder, head, labels, ids=None):
+        """encoder: an Encoder; head: Linear or Biaffine; ids (U,): the subwords it meets, None for all."""
         super().__init__()
-        self.encoder, self.takes_types = copy.deepcopy(encoder.model), encoder.takes_types
+        self.encoder = with_rows(encoder.model, ids)
+        self.takes_types, self.first = encoder.takes_types, encoder.first
         self.head = head(self.encoder.config.hidden_size, labels)
         self.size = mean_size(self.encoder)
 
     def read(self, batch):
-        """The last hidden states (B, N, H) at the read positions of a batch, in fp32."""
-        types = {"token_type_ids": batch.types} if self.takes_types else {}
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, **types).last_hidden_state
-        return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1])).float()
+        """The last hidden states (B, N, H) of what is read of a batch, in fp32."""
+        more = {"token_type_ids": batch.types} if self.takes_types else {}
+        more |= {} if batch.positions is None else {"position_ids": batch.positions + self.first}
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, **more).last_hidden_state
+        return hidden.flatten(0, 1)[batch.read].float()                                 # (R, L, H) before
 
     def loss(self, batch):
         """The head's mean loss over the `count` terms of a batch."""
@@ -50,11 +106,13 @@ class Model(nn.Module):
         with torch.autocast(h.device.type, enabled=False):   # in bf16 many labels tie
             return self.head.loss(h, batch)
 
-    def forward(self, batch):
-        """Predictions (B, N, K) of a batch."""
-        h = self.read(batch)
-        with torch.autocast(h.device.type, enabled=False):
-            return self.head.predict(h, batch)
+    def forward(self, batch, states=None):
+        """Predictions (B, N, K) of a batch; states: a dict that keeps the reads of an encoder that stands."""
+        states = {} if states is None else states
+        if batch not in states:
+            states[batch] = self.read(batch)
+        with torch.autocast(states[batch].device.type, enabled=False):
+            return self.head.predict(states[batch], batch)
 
 def mean_size(module):
     """Mean number of values in a parameter, embeddings left out, of which a subword meets one row alone."""
@@ -133,12 +191,14 @@ class Encoder(NamedTuple):
     tokenizer: object
     digest: str         # SHA-256 of what decides its hidden states, from encoder_digest
     takes_types: bool   # whether it tells the two sentences of a pair apart
+    first: int | None = None   # the position of a window's first subword, if windows can share a row
 
 PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет мир "
          "مرحبا नमस्ते 你好世界 việt\u00a0nam\u200b!")
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")   # of config.json
 FILES = "config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json or vocab.* or *.model"
 PATIENCE = 8   # seconds for the hub to answer
+SAME = 1e-4    # what two computations of one state may differ by (rounding makes about 1e-6)
 
 def label(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
@@ -150,7 +210,7 @@ def load_encoder(name):
     """An encoder from a local folder or the hub, fp32, without its pooler. Raises KitError."""
     encoder = load(name, transformers.AutoModel)
     check_encoder(encoder.model, name)
-    return encoder
+    return encoder._replace(first=first_position(encoder.model))
 
 def load(name, kind):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
@@ -211,6 +271,22 @@ def check_encoder(model, name):
     if problem:
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) {problem}. "
                        "Expected an encoder such as BERT or XLM-R.")
+
+@torch.no_grad()
+def first_position(model):
+    """The position that windows in one row begin at, 0 or after the padding's, with which their states are
+    those of a row of their own; None where neither is right, as with a mask that the model does not take."""
+    sizes = [119, 9]   # of a window that is as long as they get, and a short one
+    ids = 8 + torch.arange(sum(sizes))[None] % max(1, model.config.vocab_size - 8)   # no special token
+    owner, place = torch.arange(128) >= sizes[0], torch.cat([*map(torch.arange, sizes)])
+    with suppress(Exception):   # the library's, where a model takes no such mask or positions
+        alone = torch.cat([model(input_ids=each).last_hidden_state for each in ids.split(sizes, 1)], 1)
+        for first in (0, (model.config.pad_token_id or 0) + 1):
+            packed = model(input_ids=ids, attention_mask=(owner[:, None] == owner)[None, None],
+                           position_ids=place[None] + first).last_hidden_state
+            if torch.allclose(packed, alone, rtol=0, atol=SAME):
+                return first
+    return None
 
 def encoder_digest(source, tokenizer, model):
     """SHA-256 of vocabulary, subwords of a probe, settings and weights, none of which an upgrade rewrites."""

@@ -15,7 +15,6 @@ The same command again continues where the last one stopped, whatever stopped it
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -363,12 +362,8 @@ class Run:
         torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
         self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
         self.watch = generate.Watch(self, pairs_of(args))
-        if not on_gpu:
-            if "OMP_NUM_THREADS" not in os.environ:
-                torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
-            with suppress(AttributeError):   # glibc alone; a step of mBERT spends 6 % on getting memory anew
-                for threshold in (-1, -3):   # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: freed memory stays ours
-                    ctypes.CDLL(None).mallopt(threshold, 2 ** 31 - 1)
+        if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
 
     def source(self, task, lang, split):
         """The data.Source of a language's file; a derived language has the files of its base."""
@@ -412,22 +407,37 @@ class Run:
         sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
         return [data.sha256(source.path.read_bytes()) for source in sources]
 
-    def model(self, unit):
-        """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1)."""
+    def model(self, unit, sets=None, ids=()):
+        """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1).
+        sets: the Encoded sets it will read; other subwords than theirs, and further ids, have no row in it,
+        and as none of those would move, nothing changes. Without sets it has all rows."""
         task, encoder = TASKS[unit.task], self.encoder(unit.task, unit.encoder)
-        if writes(unit.task):
+        if writes(unit.task):   # the output layer is tied to the embedding: all rows move
             return generate.Generator(encoder, given=int(self.args.language_tokens)).to(self.device)
+        ids = None if sets is None else torch.cat([*(dev.used() for dev in sets), *ids])
         torch.manual_seed(unit.seed)   # of the head
-        return heads.Model(encoder, getattr(heads, task.head), len(task.labels)).to(self.device)
+        head = getattr(heads, task.head)
+        return heads.Model(encoder, head, len(task.labels), ids).to(self.device)
 
-    def finetuned(self, unit):
-        """The model of a Finetuned, in eval mode."""
-        model = self.model(unit).eval().requires_grad_(False)
-        model.load_state_dict(self.trained(unit), strict=False)   # buffers are the module's own
+    def finetuned(self, unit, sets):
+        """The model of a Finetuned for some Encoded sets, in eval mode."""
+        trained = self.trained(unit)
+        model = self.model(unit, sets, heads.rows_of(trained)).eval().requires_grad_(False)
+        whole = self.encoder(unit.task, unit.encoder).model
+        model.load_state_dict(heads.spread(model, trained, whole), strict=False)   # buffers are its own
         return model
 
+    def plane(self, pair):
+        """The Plane of a Pair; of its three models one is in memory beside it at a time."""
+        sets = [self.examples(pair.task, pair.encoder, lang, "dev") for lang in sum(pair.langs(), ())]
+        units, whole = pair.models(), self.encoder(pair.task, pair.encoder).model
+        ids = [heads.rows_of(results.load_tensors(unit.path(self.args.out), ".ids")[1]) for unit in units]
+        model = self.model(pair, sets, sum(ids, []))
+        corners = (heads.spread(model, self.trained(unit), whole) for unit in units)
+        return Plane(model, corners, self.args.part)
+
     def trained(self, unit):
-        """{name: parameter} of a Finetuned, on the CPU. Raises KitError if they are not those saved."""
+        """{name: parameter} of a Finetuned as it is saved, on the CPU. Raises KitError if it is not that."""
         path = unit.path(self.args.out)
         about, tensors = results.load_tensors(path)
         if results.digest(tensors) != about.get("digest"):
@@ -472,13 +482,16 @@ class Run:
 
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
-        # On a CPU each parameter costs a batch what 5e6 products cost: as much padding saves a batch.
-        waste = math.inf if self.device.type == "cuda" else 5e6 / predict.size
-        made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, waste)]
+        made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste(predict))]
         found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])
         for rows, labels in made:
             found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
         return found[:-1]
+
+    def waste(self, model):
+        """How many subwords of a batch may be padding: as many as cost what a further batch would. On a CPU
+        that is 5e6 products for each parameter; a GPU's products are cheap beside the start of a batch."""
+        return math.inf if self.device.type == "cuda" else 5e6 / model.size
 
 def find_device(name):
     """The torch.device to compute on. Raises KitError where it is not there."""
@@ -500,11 +513,13 @@ def finetune(run, unit):
     path, config, began = unit.path(run.args.out), model_config(run, unit), time.time()
     with results.locked(path.with_name("train.jsonl")) as journal:
         if path.exists():
-            results.check_same(config, results.load_tensors(path, tensors=False)[0]["config"], path)
+            results.check_same(config, results.load_tensors(path, None)[0]["config"], path)
             results.clear(path.parent)
             return run.ranks.say(f"{unit}: already trained, in {path.parent}")
-        model = run.model(unit)
         train_sets = {lang: run.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
+        dev_sets = [run.examples(unit.task, unit.encoder, lang, "dev") for lang in unit.langs]
+        model = run.model(unit, [*train_sets.values(), *dev_sets, *run.watch.sets(unit)])
+        waste = math.inf if writes(unit.task) else run.waste(model)
         sizes = tuple((lang, len(examples)) for lang, examples in train_sets.items())
         per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
         scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
@@ -515,8 +530,10 @@ def finetune(run, unit):
         def batches(step, parts):
             epoch, number = divmod(step, per_epoch)
             lang, windows = batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
-            parts = np.array_split(windows, min(parts, len(windows)))
-            return [train_sets[lang].batch(part) for part in parts]
+            parts, packed = np.array_split(windows, min(parts, len(windows))), model.first is not None
+            if not packed:   # of like length instead, to pad little
+                parts = [cut for part in parts for cut in train_sets[lang].cut(part, math.inf, waste)]
+            return [train_sets[lang].batch(part, packed) for part in parts]
 
         def evaluate(records):
             scores = {lang: run.score(model, unit, lang, unit.langs) for lang in unit.langs}
@@ -524,8 +541,11 @@ def finetune(run, unit):
             record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
             return record, generate.choose([*records, record], run.args.select) is record
 
-        kept, best = train(model, batches, evaluate, chosen, config, journal, str(unit), run.ranks)
-        best = {name: value.cpu() for name, value in best.items()}
+        rows = results.digest({name: b for name, b in model.named_buffers() if name.endswith(".ids")})
+        kept, best = train(model, batches, evaluate, chosen, config | {"rows": rows}, journal, str(unit),
+                           run.ranks)
+        best = heads.moved(model, {name: value.cpu() for name, value in best.items()},
+                           run.encoder(unit.task, unit.encoder).model)
         results.save_tensors(path, best, {"config": config, "digest": results.digest(best), **kept})
         results.clear(path.parent)
     run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {chosen.steps} steps, "
@@ -557,17 +577,22 @@ class Plane:
     (P,), whose views by parameter name were made once. Parameters outside `part` stay those of `both`
     (footnote 2), buffers are the module's own, and a tied parameter moves under all its names."""
 
-    def __init__(self, model, both, src, tgt, part="all"):
+    def __init__(self, model, corners, part="all"):
+        """corners: the parameters {name: tensor} of both, source and target, one after the other."""
         self.model, self.size, device = model.eval(), model.size, next(model.parameters()).device
-        moving = [name for name in both if part == "all" or name.startswith(part + ".")]
-        sizes = [both[name].numel() for name in moving]
+        parameters = dict(model.named_parameters())
+        moving = [name for name in parameters if part == "all" or name.startswith(part + ".")]
+        sizes = [parameters[name].numel() for name in moving]
         self.corners = torch.empty(3, sum(sizes), device=device)
-        for row, corner in zip(self.corners, (both, src, tgt)):
-            row.copy_(torch.cat([corner[name].flatten() for name in moving]))
         self.theta = torch.empty(sum(sizes), device=device)
-        self.views = {name: both[name].to(device) for name in both if name not in moving}
-        for name, view in zip(moving, self.theta.split(sizes)):
-            self.views[name] = view.view(both[name].shape)
+        self.views = {name: view.view(parameters[name].shape)
+                      for name, view in zip(moving, self.theta.split(sizes))}
+        self.states = {} if part == "head" else None   # of the encoder, which then are those of all points
+        for number, corner in enumerate(corners):
+            for name, piece in zip(moving, self.corners[number].split(sizes)):
+                piece.copy_(corner[name].flatten())
+            if number == 0:
+                self.views |= {name: corner[name].to(device) for name in parameters if name not in moving}
 
     def move(self, a1, a2):
         """To both + a1 d_src + a2 d_tgt (Eq. 3), each time from the corners, and exact at each of them."""
@@ -575,7 +600,8 @@ class Plane:
         torch.mv(self.corners.T, weights, out=self.theta)
 
     def __call__(self, batch):
-        return functional_call(self.model, self.views, (batch,))
+        more = () if self.states is None else (self.states,)
+        return functional_call(self.model, self.views, (batch, *more))
 
     def geometry(self):
         """Norms of d_src and d_tgt, their ratio, and the angle between them in degrees (App. B); float64."""
@@ -605,7 +631,7 @@ def evaluate(run, pair):
         todo = [point for point in todo if point not in have]
         if not todo:
             return
-        plane = Plane(run.model(pair), *map(run.trained, pair.models()), part=run.args.part)
+        plane = run.plane(pair)
         if not past:
             header |= about_dev(run, pair) | run.watch.about(pair)
             results.append_line(f, header | plane.geometry())
@@ -623,7 +649,7 @@ def grid_header(run, pair):
     """The first line of a pair's file, without what has to be computed."""
     models = {}
     for role, unit in zip(("both", "src", "tgt"), pair.models()):
-        about, _ = results.load_tensors(unit.path(run.args.out), tensors=False)
+        about, _ = results.load_tensors(unit.path(run.args.out), None)
         results.check_same(model_config(run, unit), about["config"], unit.path(run.args.out))
         models[role] = about.get("digest")
     return {"format": FORMAT, "task": pair.task, "metrics": list(TASKS[pair.task].metrics),

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-FORMAT = 2  # of models and grids; raised when an older folder can no longer be continued
+FORMAT = 3  # of models and grids; raised when an older folder can no longer be continued
 
 class KitError(ValueError):
     """A mistake that a person can put right, in a sentence: where, which value, what to do."""
@@ -174,13 +174,15 @@ def save_tensors(path, tensors, metadata):
     finally:
         temporary.unlink(missing_ok=True)
 
-def load_tensors(path, tensors=True):
-    """(metadata, {name: tensor}) of a file that save_tensors wrote, on the CPU; {} if they are not wanted."""
+def load_tensors(path, ending=""):
+    """(metadata, {name: tensor}) of a file that save_tensors wrote, on the CPU; ending: of the names of the
+    tensors that are wanted, None for none."""
     import safetensors
     try:
         with safetensors.safe_open(path, "pt") as f:
             metadata = {"config": {}} | json.loads(f.metadata()["about"])
-            return metadata, {name: f.get_tensor(name) for name in f.keys()} if tensors else {}
+            return metadata, {name: f.get_tensor(name) for name in f.keys()
+                              if ending is not None and name.endswith(ending)}
     except FileNotFoundError:
         raise KitError(f"{path} is gone; the same command makes it again.") from None
     except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:

@@ -39,16 +39,17 @@ def corpus(tmp_path_factory):
     """Folder with the corpora of all four tasks in en and de, 40 train and 20 dev sentences each."""
     return write_corpus(tmp_path_factory.mktemp("tiny") / "data")
 
-def write_encoder(folder, **settings):
+def write_encoder(folder, kind="Bert", **settings):
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
     letters = sorted({letter for _, _, alphabet in LANGUAGES.values() for letter in alphabet})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *("##" + x for x in letters)]
     config = dict(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                   intermediate_size=32, max_position_embeddings=128)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertModel(BertConfig(**config | settings)).save_pretrained(folder)
+        config = getattr(transformers, f"{kind}Config")(**config | settings)
+        getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(
         {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 128}))

@@ -40,7 +40,7 @@ def trained(base, unit, **changes):
     run.args = argparse.Namespace(**vars(base.args) | changes | {"out": f"{base.args.out}/{name}"})
     unit = unit._replace(encoder=changes.get("encoder", unit.encoder))
     reproduce.finetune(run, unit)
-    kept, _ = results.load_tensors(unit.path(run.args.out), tensors=False)
+    kept, _ = results.load_tensors(unit.path(run.args.out), None)
     return run.trained(unit), kept["mean"], run
 
 def three(base, pair, **changes):

@@ -137,7 +137,7 @@ def test_pairs_are_cut_from_the_longer_side_and_counted(tokenizer):
     batch = encoded.batch(np.array([0, 3]))
     assert tokenizer.decode(batch.ids[0]).split() == ["[CLS]", *"a" * 95, "[SEP]", *"b" * 30, "[SEP]"]
     assert batch.types.tolist() == [[0] * 97 + [1] * 31, [0, 0, 0, 1, 1] + [0] * 123]
-    assert batch.read.tolist() == [[0], [0]] and batch.count == 2
+    assert batch.read.tolist() == [[0], [128]] and batch.count == 2
 
 @pytest.fixture
 def dev(tokenizer):
@@ -149,7 +149,6 @@ def dev(tokenizer):
 
 def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
     dev.to("cpu")
-    assert data.Batch._fields == ("ids", "types", "mask", "read", "real", "rows", "gold", "count")
     kept = {asked: dev.batches(*asked) for asked in ((200, 10**6), (200, 9), (10**6, 10**6), (10**6, 0))}
     for (tokens, waste), batches in kept.items():
         rows = torch.cat([b.rows[b.real] for b in batches])
@@ -161,15 +160,40 @@ def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
             mask = torch.ones_like(b.ids, dtype=torch.bool) if b.mask is None else b.mask
             assert torch.equal(b.ids != dev.pad, mask) and (b.mask is None) == mask.all()
             assert (b.rows[~b.real] == len(dev.read)).all() and (b.gold[~b.real] == -1).all()
-            assert torch.equal(b.read[b.real], dev.read[b.rows[b.real]].long()) and not b.read[~b.real].any()
+            places = b.read - torch.arange(len(b.ids))[:, None] * b.ids.shape[1]
+            assert torch.equal(places[b.real], dev.read[b.rows[b.real]].long()) and not b.read[~b.real].any()
             assert type(b.count) is int and b.count == (b.gold[..., 0] >= 0).sum()
     assert sum(b.count for b in batches) == (dev.gold >= 0).sum() < len(dev.gold)
     assert all(dev.batches(*asked) is batches for asked, batches in kept.items())
     assert [len(dev.batches(n)) for n in (10**6, 200)] == [1, len(dev.batches(200, 10**6))]
 
-def test_a_batch_asks_the_device_nothing(dev):
+def test_packed_windows_lie_side_by_side_and_see_themselves_alone(dev):
+    windows = np.random.default_rng(1).permutation(len(dev.to("cpu")))[:32]
+    plain, packed = dev.batch(windows), dev.batch(windows, packed=True)
+    (rows, width), real = packed.ids.shape, dev.lengths[windows].sum()
+    assert width == plain.ids.shape[1] and real <= rows * width < real + 2 * width < plain.ids.numel()
+    for name in ("real", "rows", "gold"):
+        assert torch.equal(getattr(plain, name), getattr(packed, name))
+    first, second = (b.ids.flatten()[b.read[b.real]] for b in (plain, packed))
+    assert torch.equal(first, second)
+    seen, met = packed.mask[:, 0], torch.zeros(rows, width, dtype=torch.bool)   # (R, L, L)
+    for window, read, n in zip(windows, packed.read[:, 0].tolist(), dev.lengths[windows].tolist()):
+        row, first = divmod(read - int(dev.read[dev.read_start[window]]), width)
+        ids = dev.ids[dev.start[window]:dev.start[window + 1]]
+        assert torch.equal(packed.ids[row, first:first + n], ids) and not met[row, first:first + n].any()
+        assert packed.positions[row, first:first + n].tolist() == [*range(n)]
+        assert seen[row, first:first + n].sum() == n * n and seen[row, first:first + n, first:first + n].all()
+        met[row, first:first + n] = True
+    assert met.sum() == real and (packed.ids[~met] == dev.pad).all()
+
+def test_windows_are_packed_by_hand():
+    rows, places = data.pack(np.array([3, 9, 2, 4, 6, 9]))   # 9, 9, 6 + 3, 4 + 2
+    assert rows.tolist() == [2, 0, 3, 3, 2, 1] and places.tolist() == [6, 0, 4, 0, 0, 0]
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_asks_the_device_nothing(dev, packed):
     dev.to("meta")   # which holds no values that could be asked for
-    batch = dev.batch(np.array([3, 1]))
+    batch = dev.batch(np.array([3, 1]), packed)
     assert batch.ids.device.type == "meta" and batch.count == dev.labelled[[3, 1]].sum() > 0
     assert batch.real.shape == batch.read.shape == batch.gold.shape[:2] == (2, dev.reads[[3, 1]].max())
 

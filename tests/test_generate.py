@@ -114,7 +114,7 @@ def test_a_point_of_the_plane_equals_the_loaded_model_and_ties_stay_tied(pretrai
     both, src, tgt = corners(pretrained)
     model, batch, seen = generate.Generator(pretrained), everything(encoded(pretrained)), []
     own = [(p, p.data_ptr(), p.sum()) for p in model.parameters()]
-    plane = Plane(model, both, src, tgt, part=part)
+    plane = Plane(model, (both, src, tgt), part)
     for a1, a2 in ((0, 0), (1, 0), (.3, -.2), (.5, .7)):
         plane.move(a1, a2)
         seen.append(plane(batch))

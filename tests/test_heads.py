@@ -88,11 +88,11 @@ def test_accuracy_and_attachment_by_hand():
     assert found.tolist() == [[2, 4 + 2], [3, 4 + 2]]
 
 def two(gold=None):
-    """A Batch of sentences of ROOT and 3 and 2 words, read at all positions, its h, and a small parser."""
+    """A Batch of sentences of ROOT and 3 and 2 words, read at all places, its h, and a small parser."""
     torch.manual_seed(0)
     real, ids = torch.tensor([[True] * 4, [True] * 3 + [False]]), torch.randint(5, 16, (2, 4))
-    read = torch.arange(4) * real
-    b = data.Batch(ids, torch.zeros_like(ids), None, read, real, None, gold, 5)
+    read = torch.arange(8).view(2, 4) * real
+    b = data.Batch(ids, torch.zeros_like(ids), None, None, read, real, None, gold, 5)
     return b, torch.randn(2, 4, 6), heads.Biaffine(6, 5).eval()
 
 @torch.no_grad()
@@ -170,6 +170,51 @@ def test_models_of_one_encoder_share_nothing(encoder):
         parameter += 1
     assert torch.equal(first.read(b)[b.real], want[b.real])
     assert torch.equal(loaded.model(b.ids).last_hidden_state, want)
+
+FAMILIES = {   # a model, and where its windows may begin in one row; None: not in one row
+    "Bert": 0, "Electra": 0, "Albert": 0, "Roberta": 2, "XLMRoberta": 2, "DebertaV2": None, "MPNet": None}
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_windows_have_the_states_of_windows_alone_or_the_encoder_is_not_packed(family):
+    torch.manual_seed(0)
+    more = dict(relative_attention=True, pos_att_type=["p2c", "c2p"]) if family == "DebertaV2" else {}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=60, hidden_size=16, embedding_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=140, pad_token_id=1, **more)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    assert (first := heads.first_position(model)) == FAMILIES[family]
+    if first is None:
+        return
+    dev = data.Encoded(1)
+    for n in (5, 128, 9, 60, 2, 30):
+        dev.add(torch.randint(8, 60, (n,)).tolist(), range(n), [(1,)] * n)
+    encoder = heads.Encoder(model, None, "", False, first)
+    model = heads.Model(encoder, heads.Linear, 3, dev.to("cpu").used()).eval()
+    plain, packed = (dev.batch(np.arange(6), packed) for packed in (False, True))
+    assert torch.allclose(model.read(plain)[plain.real], model.read(packed)[plain.real], atol=1e-5)
+    assert packed.ids.shape == (2, 128)
+
+def test_an_encoder_that_sees_past_its_window_is_not_packed(encoder, monkeypatch):
+    """A mask that is taken for a bias of 1 lets everything through; positions that are not taken count on."""
+    model = load(str(encoder)).model
+    kind, forward = type(model), type(model).forward
+    for lost in ("attention_mask", "position_ids"):
+        monkeypatch.setattr(kind, "forward", lambda self, **given: forward(self, **given | {lost: None}))
+        assert heads.first_position(model) is None
+        monkeypatch.undo()
+    assert heads.first_position(model) == 0
+
+def test_an_embedding_that_is_more_than_looked_up_keeps_all_rows(encoder):
+    model, ids = load(str(encoder)).model, torch.tensor([3, 5])
+    assert heads.table(heads.with_rows(model, ids))[1].ids.tolist() == [0, 3, 5]   # 0 is its padding
+    assert heads.table(heads.with_rows(model, None)) == ("", None)
+    tied = heads.with_rows(model, None)
+    tied.output = torch.nn.Linear(16, 26, bias=False)
+    tied.output.weight = tied.get_input_embeddings().weight
+    assert heads.table(heads.with_rows(tied, ids)) == ("", None)
+    with pytest.raises(IndexError):
+        heads.with_rows(model, ids)(input_ids=torch.tensor([[0, 4]]))
 
 def test_what_a_subword_costs_does_not_count_embeddings(encoder):
     model = load(str(encoder)).model

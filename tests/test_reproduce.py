@@ -1,5 +1,6 @@
 """Plan, fine-tuning, the plane, grids and the command line, with a tiny random encoder."""
 
+import copy
 import json
 from unittest.mock import Mock
 
@@ -82,14 +83,49 @@ def test_a_training_is_plain_pytorch(make):
         if step in (0, 2, 3, 4):   # dev was scored before: the dropout masks are drawn anew
             torch.manual_seed(1_000_003 + step)
         adam.param_groups[0]["lr"] = train.Settings(5, 1e-2, []).rate(step)
-        model.loss(examples.batch(windows)).backward()
+        model.loss(examples.batch(windows, packed=True)).backward()
         adam.step()
         adam.zero_grad()
         passed[step + 1] = {name: p.detach().clone() for name, p in model.named_parameters()}
     best = passed[max(log, key=lambda scored: scored["mean"])["step"]]
-    for name, p in run.trained(unit).items():   # a key's bias has no gradient but rounding
+    found, weight = run.trained(unit), run.model(unit).get_parameter(f"{WORDS}.weight").detach().clone()
+    weight[found.pop(f"{WORDS}.ids")] = found[f"{WORDS}.weight"]
+    assert found.keys() == best.keys()
+    for name, p in (found | {f"{WORDS}.weight": weight}).items():   # a key's bias: rounding is its gradient
         assert "key.bias" in name or torch.allclose(best[name], p, atol=1e-5), name
     assert run.score(model.eval(), unit, "en") == log[-1]["score"]["en"]
+
+WORDS = "encoder.embeddings.word_embeddings"
+
+@pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
+@pytest.mark.parametrize("kind, settings", [
+    ("Bert", dict(pad_token_id=4)), ("XLMRoberta", dict(pad_token_id=0)),
+    ("Albert", dict(embedding_size=16, inner_group_num=2))])
+def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
+        make, tmp_path, monkeypatch, kind, settings, task):
+    """As with the whole embedding to the last digit: two paddings as in e5, positions as in XLM-R, ties."""
+    encoder = write_encoder(tmp_path / "it", kind, vocab_size=60, **settings)
+    found = []
+    for name, copied in (("rows", heads.with_rows), ("whole", lambda model, ids: copy.deepcopy(model))):
+        monkeypatch.setattr(heads, "with_rows", copied)
+        run = make("--encoder", str(encoder), "--out", f"{tmp_path}/{name}", task=task)
+        header, points = whole(run)
+        units = pair_of(run).models()
+        logs = [lines(unit.path(run.args.out).with_name("train.jsonl")) for unit in units]
+        found.append((header, points, logs, [run.trained(unit) for unit in units], run.plane(pair_of(run))))
+    (header, points, logs, saved, plane), (wanted, points_too, logs_too, saved_too, plane_too) = found
+    assert points == points_too and logs == logs_too
+    for rows, parameters in zip(saved, saved_too):
+        weight = run.encoder(task, str(encoder)).model.get_input_embeddings().weight.detach().clone()
+        ids = rows.pop(f"{WORDS}.ids")
+        assert 3 < len(ids) < len(weight) - 3   # some were read, some were not
+        weight[ids] = rows[f"{WORDS}.weight"]
+        assert rows.keys() == parameters.keys()
+        rows[f"{WORDS}.weight"] = weight
+        assert all(torch.equal(p, parameters[name]) for name, p in rows.items())
+    assert plane.corners.shape[1] < plane_too.corners.shape[1]
+    for name in ("norm_src", "norm_tgt", "norm_ratio", "angle"):
+        assert header[name] == pytest.approx(wanted[name], rel=1e-13)
 
 def test_a_bilingual_epoch_has_one_language_a_batch_and_every_sentence_once():
     sizes = (("de", 21), ("en", 50))
@@ -180,7 +216,7 @@ def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind, setti
     both, src, tgt = ({name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()}
                       for _ in range(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plane = r.Plane(model, both, src, tgt)
+    plane = r.Plane(model, (both, src, tgt))
     assert len(model.state_dict()) > len(both)        # a buffer and a tied parameter
     for a1, a2 in ((0, 0), (1, 0), (0, 1), (0.3, -0.5), (1.5, 0.7)):
         plane.move(a1, a2)
@@ -197,9 +233,9 @@ def test_norms_and_angle_by_hand(make):
     both, bias = {name: p.detach() for name, p in model.named_parameters()}, "head.out.bias"
     src = both | {bias: both[bias] + torch.tensor([3.0] + [0.0] * 16)}
     tgt = both | {bias: both[bias] + torch.tensor([2.0, 2.0] + [0.0] * 15)}
-    assert r.Plane(model, both, src, tgt).geometry() == pytest.approx(
+    assert r.Plane(model, (both, src, tgt)).geometry() == pytest.approx(
         {"norm_src": 3, "norm_tgt": 8 ** 0.5, "norm_ratio": 3 / 8 ** 0.5, "angle": 45}, rel=1e-5)
-    assert r.Plane(model, both, both, tgt).geometry()["angle"] is None
+    assert r.Plane(model, (both, both, tgt)).geometry()["angle"] is None
 
 def test_neighbouring_points_differ_as_fp32_says_also_when_training_is_in_bf16(make):
     """Weights of .04, displacements of 3e-4, as lr 2e-5 gives: in bf16 most would not move between points."""
@@ -209,7 +245,7 @@ def test_neighbouring_points_differ_as_fp32_says_also_when_training_is_in_bf16(m
     torch.manual_seed(0)
     both = {name: 0.04 * torch.randn_like(p) for name, p in model.named_parameters()}
     src = {name: p + 3e-4 * torch.randn_like(p) for name, p in both.items()}
-    plane, seen, flat = r.Plane(model, both, src, both), [], torch.nn.utils.parameters_to_vector
+    plane, seen, flat = r.Plane(model, (both, src, both)), [], torch.nn.utils.parameters_to_vector
     model.register_forward_pre_hook(lambda module, _: seen.append(flat(module.parameters()).detach().clone()))
     for a1 in (0.5, 0.475):
         plane.move(a1, 0.0)
@@ -242,8 +278,8 @@ def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
         run = make("--part", part)
         header, points = whole(run)
         pair = pair_of(run)
-        both, src, tgt = map(run.trained, pair.models())
-        plane = r.Plane(run.model(pair), both, src, tgt, part)
+        plane, pretrained = run.plane(pair), run.encoder("pos", pair.encoder).model
+        both, src, _ = (heads.spread(plane.model, run.trained(unit), pretrained) for unit in pair.models())
         plane.move(1.0, 0.0)
         for name in both:
             assert torch.equal(plane.views[name], (src if name.startswith(part) else both)[name])

@@ -67,7 +67,7 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
     assert set(header["dev"]) == {"en", "fr", "de"} and set(header["majority"]) == {"en+fr", "de"}
     for a1, a2, langs in ((0, 0, "de-en-fr"), (1, 0, "en-fr"), (0, 1, "de")):
         [point] = [point for point in points if (point["a1"], point["a2"]) == (a1, a2)]
-        about, _ = results.load_tensors(models / langs / "seed1/model.safetensors", tensors=False)
+        about, _ = results.load_tensors(models / langs / "seed1/model.safetensors", None)
         for lang, score in about["score"].items():
             own = point["tgt"] if lang == "de" else point["each"][lang]
             assert own["ROUGE-L"] == score["ROUGE-L"]
@@ -76,7 +76,7 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
         assert ("written" in point) == (a2 == 0)
     log = read(models / "en-fr/seed1/train.jsonl")
     assert [record["step"] for record in header["way"]] == [record["step"] for record in log]
-    about, _ = results.load_tensors(models / "en-fr/seed1/model.safetensors", tensors=False)
+    about, _ = results.load_tensors(models / "en-fr/seed1/model.safetensors", None)
     kept = next(record for record in log if record["step"] == about["best_step"])
     assert header["xlrs"]["source"] == pytest.approx(kept["watched"]["de"]["xlrs"], abs=1e-4)
     assert "watched" not in read(models / "de/seed1/train.jsonl")[0]
