@@ -9,14 +9,20 @@ import copy
 import hashlib
 import inspect
 import json
+import os
+import re
+import sys
 from functools import lru_cache
+from importlib.util import find_spec
 from math import inf, sqrt
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import huggingface_hub
 import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
@@ -156,10 +162,7 @@ def load(name, kind):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
     try:
         source, safe = find(name), dict(trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **safe)
-        tokenizer("\U00010380")   # a letter of no vocabulary: fails where there is no unknown token
-        if not tokenizer.is_fast:
-            raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
+        tokenizer = load_tokenizer(source)
         config = transformers.AutoConfig.from_pretrained(source, **safe)
         if kind is transformers.AutoModelForSeq2SeqLM and not config.is_encoder_decoder:
             raise TypeError("it is an encoder alone; to write takes an encoder-decoder: mT5, mBART or BART")
@@ -172,14 +175,57 @@ def load(name, kind):
             raise ValueError(f"it has {size} subwords, its tokenizer {len(tokenizer)}, of another encoder")
     except Exception as e:   # the library raises a dozen kinds, all of them about what it found
         reason = (str(e).strip() or repr(e)).splitlines()[0]
+        lacking = [name for name in ("sentencepiece", "google.protobuf") if not installed(name)]
+        if lacking and re.search("sentencepiece|protobuf|tiktoken", str(e)):
+            reason = "its vocabulary is a SentencePiece model alone: pip install sentencepiece protobuf, or a " \
+                     "folder with a tokenizer.json"
         raise KitError(f"The encoder {name!r} could not be loaded ({reason}). Expected {', '.join(HUB)} or "
                        "a name on the hub and a network, or a local folder from save_pretrained.") from None
-    positions = getattr(model.config, "max_position_embeddings", inf)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     model.pooler = None   # the paper reads the last hidden state
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
+
+def load_tokenizer(source):
+    """A tokenizer to which text is text, also where it spells a special token, and which reads the probe as
+    tokenizer.json says: the library builds many kinds anew from the vocabulary, without that file's rules."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer("\U00010380")   # a letter of no vocabulary: fails where there is no unknown token
+    if not tokenizer.is_fast:
+        raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
+    tokenizer.split_special_tokens = True
+    local, cached = Path(source), huggingface_hub.try_to_load_from_cache
+    path = local / "tokenizer.json" if local.is_dir() else cached(source, "tokenizer.json")
+    if not isinstance(path, str | Path) or not Path(path).exists():
+        return tokenizer
+    own = tokenizers.Tokenizer.from_file(str(path))
+    own.no_padding(), own.no_truncation()
+    ids, built = own.encode(PROBE, add_special_tokens=False).ids, tokenizer.backend_tokenizer
+    if ids != tokenizer(PROBE, add_special_tokens=False).input_ids:
+        if os.environ.get("RANK", "0") == "0":
+            was, now = (shorten(repr(rules), 150) for rules in (built.normalizer, own.normalizer))
+            print(f"warning: {path} is taken at its word, as {type(tokenizer).__name__} by its settings would "
+                  f"read text otherwise ({was} instead of {now}): put them into tokenizer_config.json (in BERT "
+                  "do_lower_case, strip_accents, tokenize_chinese_chars).", file=sys.stderr)
+        built.model, built.normalizer, built.pre_tokenizer = own.model, own.normalizer, own.pre_tokenizer
+    if ids != tokenizer(PROBE, add_special_tokens=False).input_ids:
+        raise ValueError(f"{type(tokenizer).__name__} reads text otherwise than {path} says")
+    return tokenizer
+
+def installed(name):
+    """Whether a module could be imported."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:   # not even the package that it is in
+        return False
+
+def positions(model):
+    """How many subwords a model can take; RoBERTa and its kin count them from the padding's id + 1 on."""
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            return table.num_embeddings - table.padding_idx - 1
+    return getattr(model.config, "max_position_embeddings", inf)
 
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
