@@ -171,8 +171,6 @@ def download(source):
     for PATIENCE seconds; how long a silent name server is waited for, the system decides."""
     try:
         with urllib.request.urlopen(source.address, timeout=PATIENCE) as r:
-            if not r.geturl().startswith("https://"):
-                raise KitError(f"{source.address} led to {r.geturl()}, which is not https: nothing was kept")
             with tqdm.wrapattr(r, "read", total=r.length, desc=source.path.name, disable=None) as shown:
                 content = b"".join(iter(lambda: shown.read(1 << 20), b""))
     except (OSError, EOFError, http.client.HTTPException) as e:
@@ -225,7 +223,7 @@ def describe(task, lang, split, examples):
     beside = f" (Table 1: {paper[SPLITS.index(split)]})" if paper else ""
     rest = {"words without a subword": c["unknown"], "truncated": c["truncated"],
             f"words past the {DEV_WORDS}th": c["left_out"], "words lost": examples.lost,
-            "pairs with an empty sentence": c["blank"], "words with head 0 or relation root alone": c["roots"]}
+            "pairs with an empty sentence": c["blank"], "words with head 0 or root alone": c["roots"]}
     said = "".join(f", {n} {what}" for what, n in rest.items() if n)
     return f"{c['in_file']} in the file{beside}, {c['sentences']} used, {c['words']} words{said}"
 
@@ -285,8 +283,8 @@ def read_conllu(path, trees=True):
             forms.update(word == "_" for word in words)
             yield words, rows
     if forms[True] > forms[False]:
-        raise KitError(f"{path}: {forms[True]} of its {forms.total()} words are the placeholder _: their texts "
-                       "are withheld, mostly by licence, and put in by what the treebank's README asks to run.")
+        raise KitError(f"{path}: {forms[True]} of {forms.total()} words are the placeholder _, as where "
+                       "texts are withheld by licence: run what the README beside it asks for.")
 
 def check_tree(heads, where):
     """Raise KitError unless heads (1-based, 0 is the root) form a tree with one root word."""
@@ -356,8 +354,8 @@ def read_titles(path, lang):
             if not isinstance(record.get(field), str) or not record[field].strip():
                 raise KitError(f"{path}, line {n}: its {field!r} is {record.get(field)!r}; expected a text.")
             if half := re.search("[\ud800-\udfff]", record[field]):
-                raise KitError(f"{path}, line {n}: its {field!r} has {half[0]!r}, half of a character, as where "
-                               "a text was cut inside an emoji; expected whole characters.")
+                raise KitError(f"{path}, line {n}: its {field!r} has {half[0]!r}, half of a character (as "
+                               "of an emoji that was cut in two); expected whole ones.")
         yield tuple(record[field] for field in fields)
 
 def read_parallel(sources):
@@ -469,25 +467,31 @@ def special(tokenizer):
     return ids[:1], ids[1:]
 
 def border(tokenizer):
-    """What a word has before it where it is encoded alone to the subwords that it has in running text: "", or
-    " " where a tokenizer marks a word by the space before it (RoBERTa, ModernBERT, Gemma). Raises KitError."""
+    """What is put before a word that is encoded alone, so that it has the subwords of running text: nothing,
+    or a space, by which byte-level BPE and Gemma's subwords mark a word. Raises KitError if neither is."""
     for before in ("", " "):
         texts = [(f"{before}{a} {b}", before + a, before + b) for a, b in map(str.split, PHRASES)]
         ids = tokenizer([*chain(*texts)], add_special_tokens=False).input_ids
         if all(both == a + b for both, a, b in zip(*[iter(ids)] * 3)):
             return before
-    raise KitError(f"{tokenizer.name_or_path}: its tokenizer reads a word in running text otherwise than alone, "
-                   "also with a space before it; this kit needs one that does not, as BERT's, XLM-R's, RoBERTa's.")
+    raise KitError(f"{tokenizer.name_or_path}: its tokenizer reads words in running text otherwise than "
+                   "alone, with a space before or not; expected one as BERT's, XLM-R's or RoBERTa's.")
 
 def subwords(words, tokenizer):
     """{word: subword ids} for the distinct words; [] where the tokenizer makes nothing of a word.
-    Where a tokenizer puts ▁ before every text (XLM-R), it splits some words into a lone ▁ and the rest; the
-    lone one is dropped."""
-    words, before = list(dict.fromkeys(words)), border(tokenizer)
-    marks = not before and tokenizer.tokenize(PHRASES[0])[0].startswith("▁")   # a WordPiece may know ▁, as text
-    lone = tokenizer.backend_tokenizer.token_to_id("▁") if marks else None     # None: not in the vocabulary
+    A tokenizer that puts ▁ before every text (XLM-R's) splits some into a lone ▁, dropped here, and the rest.
+    """
+    words, before, own = list(dict.fromkeys(words)), border(tokenizer), plain(tokenizer)
+    marked = not before and tokenizer.tokenize(PHRASES[0])[0].startswith("▁")   # else ▁ is text as any other
+    lone = tokenizer.backend_tokenizer.token_to_id("▁") if marked else None     # None: in no vocabulary
     ids = tokenizer([before + word for word in words], add_special_tokens=False).input_ids if words else []
-    return {w: i[1:] if i and i[0] == lone else i for w, i in zip(words, ids, strict=True)}
+    return {w: [*map(own, i[1:] if i and i[0] == lone else i)] for w, i in zip(words, ids, strict=True)}
+
+def plain(tokenizer):
+    """A function of a subword id of a text: the unknown token's instead of that of a special one, which some
+    vocabularies have as a piece (</s> in XLM-R's), so that a text can spell it."""
+    unknown = dict.fromkeys(tokenizer.all_special_ids, tokenizer.unk_token_id)
+    return lambda i: unknown.get(i, i)
 
 def spell(examples, tokenizer, encoded):
     """Yield (subword ids (S,), starts (N+1,), gold) per example, and count it. starts: where each word begins
@@ -546,12 +550,13 @@ def encode_trees(examples, tokenizer, split, label):
 def encode_pairs(examples, tokenizer, split, label):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
     special(tokenizer)
-    encoded = Encoded(tokenizer.pad_token_id)
+    encoded, own = Encoded(tokenizer.pad_token_id), plain(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
-                        max_length=MAX_SUBWORDS, return_token_type_ids=True)
-        for ids, types, rows in zip(out.input_ids, out.token_type_ids, gold, strict=True):
+                        max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True)
+        for ids, marks, types, rows in zip(out.input_ids, out.special_tokens_mask, out.token_type_ids, gold):
+            ids = [i if mark else own(i) for i, mark in zip(ids, marks)]
             encoded.add(ids, [0], rows, second=types.index(1) if 1 in types else 1 << 30)
         encoded.counts["truncated"] += sum(bool(e.overflowing) for e in out.encodings)
         encoded.counts["blank"] += sum(not all(map(str.strip, pair)) for pair in texts)
@@ -587,13 +592,13 @@ def encode_titles(examples, tokenizer, split, label, language=None):
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     first = [tokenizer.convert_tokens_to_ids(language)] if language else []
     room = most - len(first) - 1
-    encoded = Titles(tokenizer)
+    encoded, own = Titles(tokenizer), plain(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
         windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
         written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
         for (ids, _, cut), target in zip(windows, written, strict=True):
-            gold = [*first, *target[:room], tokenizer.eos_token_id]
+            gold = [*first, *map(own, target[:room]), tokenizer.eos_token_id]
             encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
             encoded.counts["truncated"] += cut + (len(target) > room)
         encoded.texts += targets
@@ -612,13 +617,14 @@ def inputs(texts, tokenizer, most, language=None):
     """Yield (ids, positions of the text's own subwords, whether it was cut) per text."""
     if language:
         tokenizer.src_lang = language
+    own = plain(tokenizer)
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     out = tokenizer(texts, truncation=True, max_length=min(most, tokenizer.model_max_length),
                     return_attention_mask=False, return_special_tokens_mask=True)
     for ids, marks, encoding in zip(out.input_ids, out.special_tokens_mask, out.encodings, strict=True):
         kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if language or not mark or i in ends]
-        own = [place for place, (_, mark) in enumerate(kept) if not mark]
-        yield [i for i, _ in kept], own, bool(encoding.overflowing)
+        places = [place for place, (_, mark) in enumerate(kept) if not mark]
+        yield [i if mark else own(i) for i, mark in kept], places, bool(encoding.overflowing)
 
 def language_token(tokenizer, lang):
     """The token for a language in models that have such tokens: de_DE in mBART. Raises KitError."""

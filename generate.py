@@ -98,10 +98,10 @@ class Generator(nn.Module):
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"   # Japanese syllables, Chinese characters
 WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 SENTINEL = re.compile(r"<extra_id_\d+>")   # mT5 has them as ordinary subwords, and writes some
-SCRIPTS = dict.fromkeys("az bs kk sh sr tk tt uz".split(), ("CYRILLIC", "LATIN")) | {   # of languages with several
+SCRIPTS = dict.fromkeys("az bs kk sh sr tk tt uz".split(), ("CYRILLIC", "LATIN")) | {   # more than one each
     "ja": ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "CJK", "IDEOGRAPHIC"), "ko": ("HANGUL", "CJK"),
     "ku": ("ARABIC", "LATIN"), "mn": ("CYRILLIC", "MONGOLIAN"), "pa": ("GURMUKHI", "ARABIC"),
-    "sd": ("ARABIC", "DEVANAGARI"), "zh": ("CJK", "BOPOMOFO", "IDEOGRAPHIC")}   # as `script` names them
+    "sd": ("ARABIC", "DEVANAGARI"), "zh": ("CJK", "BOPOMOFO", "IDEOGRAPHIC")}
 
 @lru_cache(maxsize=1 << 16)
 def words(text):

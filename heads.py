@@ -13,11 +13,9 @@ import os
 import re
 import sys
 from functools import lru_cache
-from importlib.util import find_spec
 from math import inf, sqrt
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from textwrap import shorten
 from typing import NamedTuple
 
 import huggingface_hub
@@ -175,10 +173,9 @@ def load(name, kind):
             raise ValueError(f"it has {size} subwords, its tokenizer {len(tokenizer)}, of another encoder")
     except Exception as e:   # the library raises a dozen kinds, all of them about what it found
         reason = (str(e).strip() or repr(e)).splitlines()[0]
-        lacking = [name for name in ("sentencepiece", "google.protobuf") if not installed(name)]
-        if lacking and re.search("sentencepiece|protobuf|tiktoken", str(e)):
-            reason = "its vocabulary is a SentencePiece model alone: pip install sentencepiece protobuf, or a " \
-                     "folder with a tokenizer.json"
+        readers = transformers.utils.is_sentencepiece_available, transformers.utils.is_protobuf_available
+        if re.search("sentencepiece|protobuf|tiktoken", str(e)) and not all(there() for there in readers):
+            reason = "its SentencePiece model takes pip install sentencepiece protobuf, or a tokenizer.json"
         raise KitError(f"The encoder {name!r} could not be loaded ({reason}). Expected {', '.join(HUB)} or "
                        "a name on the hub and a network, or a local folder from save_pretrained.") from None
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
@@ -195,30 +192,17 @@ def load_tokenizer(source):
     if not tokenizer.is_fast:
         raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
     tokenizer.split_special_tokens = True
-    local, cached = Path(source), huggingface_hub.try_to_load_from_cache
-    path = local / "tokenizer.json" if local.is_dir() else cached(source, "tokenizer.json")
-    if not isinstance(path, str | Path) or not Path(path).exists():
-        return tokenizer
-    own = tokenizers.Tokenizer.from_file(str(path))
-    own.no_padding(), own.no_truncation()
-    ids, built = own.encode(PROBE, add_special_tokens=False).ids, tokenizer.backend_tokenizer
-    if ids != tokenizer(PROBE, add_special_tokens=False).input_ids:
-        if os.environ.get("RANK", "0") == "0":
-            was, now = (shorten(repr(rules), 150) for rules in (built.normalizer, own.normalizer))
-            print(f"warning: {path} is taken at its word, as {type(tokenizer).__name__} by its settings would "
-                  f"read text otherwise ({was} instead of {now}): put them into tokenizer_config.json (in BERT "
-                  "do_lower_case, strip_accents, tokenize_chinese_chars).", file=sys.stderr)
-        built.model, built.normalizer, built.pre_tokenizer = own.model, own.normalizer, own.pre_tokenizer
-    if ids != tokenizer(PROBE, add_special_tokens=False).input_ids:
-        raise ValueError(f"{type(tokenizer).__name__} reads text otherwise than {path} says")
+    local, cached = Path(source, "tokenizer.json"), huggingface_hub.try_to_load_from_cache
+    path = str(local if Path(source).is_dir() else cached(source, local.name))
+    if Path(path).is_file():
+        own, built = tokenizers.Tokenizer.from_file(path), tokenizer.backend_tokenizer
+        own.no_padding()
+        if own.encode(PROBE, add_special_tokens=False).tokens != tokenizer.tokenize(PROBE):
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {path} is followed, not what {type(tokenizer).__name__} makes of it by "
+                      "settings beside it or by default (do_lower_case, strip_accents ...)", file=sys.stderr)
+            built.normalizer, built.pre_tokenizer, built.model = own.normalizer, own.pre_tokenizer, own.model
     return tokenizer
-
-def installed(name):
-    """Whether a module could be imported."""
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:   # not even the package that it is in
-        return False
 
 def positions(model):
     """How many subwords a model can take; RoBERTa and its kin count them from the padding's id + 1 on."""
