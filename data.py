@@ -16,6 +16,7 @@ import tarfile
 import urllib.request
 import zipfile
 from bisect import bisect_right
+from collections import Counter
 from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path
@@ -35,13 +36,14 @@ UPOS = tuple("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCON
 RELATIONS = tuple("""acl advcl advmod amod appos aux case cc ccomp clf compound conj cop csubj dep det
     discourse dislocated expl fixed flat goeswith iobj list mark nmod nsubj nummod obj obl orphan parataxis
     punct reparandum root vocative xcomp""".split())  # the 37 universal relations, without subtypes
+ROOT = RELATIONS.index("root")
 BIO = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
 NLI = ("entailment", "neutral", "contradiction")
-TABLE_1 = {"xnli": dict.fromkeys(TREEBANKS, (392703, 2490)),  # of the paper: sentences or pairs
-           "ner": dict.fromkeys(TREEBANKS, (20000, 10000)) | {"hi": (5000, 1000)}}
-TABLE_1["pos"] = TABLE_1["parsing"] = {
-    "en": (12543, 2002), "ar": (6075, 909), "de": (13814, 799), "es": (14187, 1400), "fr": (14449, 1476),
-    "hi": (13304, 1659), "ru": (3850, 579), "vi": (1400, 800), "zh": (3997, 500)}
+TREES_1 = {"en": (12543, 2002), "ar": (6075, 909), "de": (13814, 799), "es": (14187, 1400),
+           "fr": (14449, 1476), "hi": (13304, 1659), "ru": (3850, 579), "vi": (1400, 800), "zh": (3997, 500)}
+TABLE_1 = {"pos": TREES_1, "parsing": TREES_1,           # of the paper, in its languages: sentences or pairs
+           "xnli": dict.fromkeys(TREES_1, (392703, 2490)),
+           "ner": dict.fromkeys(TREES_1, (20000, 10000)) | {"hi": (5000, 1000)}}
 HEADERS_COUNTED = {("xnli", "train"): 1}  # another reader finds 392702 pairs: the header is counted (ours)
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies"
 UD_GIT_NAMES = {  # git's names at tag r2.7
@@ -88,13 +90,13 @@ XLSUM = {"ar": ("arabic", "371a07df0f89d83c2ca330f56ba33cc4cd39c1b532d6886910c97
          "hi": ("hindi", "23e625cfdd596ae59bab6e1756756c4d68bf50f355437943b3e57f0593662193"),
          "ru": ("russian", "5a582ea371c981295da82b6d4c3a8f44d8e266837a86aeae199e2a49b04af3bf")}
 PATIENCE = 10         # seconds for each answer of a server
-MOST_BYTES = 1 << 31  # of one file out of an archive; a genuine one has less than half of it (estimated)
 
 MAX_SUBWORDS = 128    # App. A; with the special tokens (ours: the authors' code does not count them)
 CONTEXT = 64          # the authors' code: subwords on the left of a window that were read before
 DEV_WORDS = 128       # App. A: the words of a dev sentence that are parsed ...
 DEV_SUBWORDS = 512    # ... and their subwords at most (ours): the positions of BERT and XLM-R
 SOURCE_SUBWORDS, TARGET_SUBWORDS = 512, 64        # of a title (ours), with special tokens
+PHRASES = "the house", "новый дом", "नया घर", "بيت كبير", "新 房子"   # by which `border` is found
 
 # ---- fetching ---------------------------------------------------------------------------------------------
 
@@ -169,8 +171,6 @@ def download(source):
     for PATIENCE seconds; how long a silent name server is waited for, the system decides."""
     try:
         with urllib.request.urlopen(source.address, timeout=PATIENCE) as r:
-            if not r.geturl().startswith("https://"):
-                raise KitError(f"{source.address} led to {r.geturl()}, which is not https: nothing was kept")
             with tqdm.wrapattr(r, "read", total=r.length, desc=source.path.name, disable=None) as shown:
                 content = b"".join(iter(lambda: shown.read(1 << 20), b""))
     except (OSError, EOFError, http.client.HTTPException) as e:
@@ -191,27 +191,17 @@ def unpack(source):
     return content
 
 def member(packed, name, label):
-    """Bytes of one member of a zip or a tar (bytes too); nothing is unpacked by path. Raises KitError."""
-    try:
-        if packed[:2] == b"PK":  # so a zip begins
-            archive = zipfile.ZipFile(io.BytesIO(packed))
-            names, extract = archive.namelist(), archive.open
-        else:
-            archive = tarfile.open(fileobj=io.BytesIO(packed))
-            names, extract = archive.getnames(), archive.extractfile
-        for n in names:
-            if n.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", n) or re.match(r"[A-Za-z]:", n):
-                raise ValueError(f"it holds the path {n!r}, which leaves its folder")
-        found = [n for n in names if f"/{n}".endswith(f"/{name}")]
-        content = extract(min(found, key=len)).read(MOST_BYTES + 1) if found else b""
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"{name} unpacks to more than {MOST_BYTES} bytes, which no corpus file has")
-    except Exception as e:  # the libraries raise a dozen kinds, all about what they found in the file
-        why = " ".join(str(e).split())
-        raise KitError(f"{label} is torn, no archive or not trusted: {why}. Delete it.") from None
+    """Bytes of one member of a zip or a tar, bytes too, whose digest is known. Raises KitError."""
+    if packed[:2] == b"PK":  # so a zip begins
+        archive = zipfile.ZipFile(io.BytesIO(packed))
+        names, extract = archive.namelist(), archive.open
+    else:
+        archive = tarfile.open(fileobj=io.BytesIO(packed))
+        names, extract = archive.getnames(), archive.extractfile
+    found = [n for n in names if f"/{n}".endswith(f"/{name}")]
     if not found:
         raise KitError(f"{label} does not hold {name}: put the file by hand where REFERENCE.md says.")
-    return content
+    return extract(min(found, key=len)).read()
 
 def departure(source, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""
@@ -232,7 +222,8 @@ def describe(task, lang, split, examples):
     c, paper = examples.counts, TABLE_1.get(task, {}).get(lang)
     beside = f" (Table 1: {paper[SPLITS.index(split)]})" if paper else ""
     rest = {"words without a subword": c["unknown"], "truncated": c["truncated"],
-            f"words past the {DEV_WORDS}th": c["left_out"], "words lost": examples.lost}
+            f"words past the {DEV_WORDS}th": c["left_out"], "words lost": examples.lost,
+            "pairs with an empty sentence": c["blank"], "words with head 0 or root alone": c["roots"]}
     said = "".join(f", {n} {what}" for what, n in rest.items() if n)
     return f"{c['in_file']} in the file{beside}, {c['sentences']} used, {c['words']} words{said}"
 
@@ -263,9 +254,11 @@ def number(label, labels, kind, path, n):
         raise KitError(f"{path}, line {n}: unknown {kind} {label!r}; expected one of {' '.join(labels)}.")
     return labels.index(label)
 
-def read_conllu(path):
-    """Yield (words, rows) per sentence of a CoNLL-U 2.7 file: rows (N, 3), numbers of UPOS, head, relation.
-    Multiword ranges (1-2) and empty nodes (8.1) are no words; relations lose subtypes. Raises KitError."""
+def read_conllu(path, trees=True):
+    """Yield (words, rows) per sentence of a CoNLL-U 2.7 file: rows (N, 3), numbers of UPOS, head, relation;
+    without trees, which a file of tags may lack, of UPOS alone. Multiword ranges (1-2) and empty nodes (8.1)
+    are no words; relations lose subtypes. Raises KitError, also where most words are placeholders."""
+    forms = Counter()
     for block in blocks(path):
         words, rows = [], []
         for n, text in block:
@@ -278,14 +271,20 @@ def read_conllu(path):
                 continue
             if c[0] != str(len(words) + 1):
                 raise KitError(f"{where}: word id {c[0]!r}; expected {len(words) + 1}. Is a line missing?")
-            if not re.fullmatch(r"[0-9]{1,9}", c[6]):
-                raise KitError(f"{where}: head {c[6]!r} is no number; expected 0 or a word's id.")
             words.append(c[1])
-            rows.append((number(c[3], UPOS, "UPOS", path, n), int(c[6]),
-                         number(c[7].split(":")[0], RELATIONS, "relation", path, n)))
+            rows.append((number(c[3], UPOS, "UPOS", path, n),))
+            if trees:
+                if not re.fullmatch(r"[0-9]{1,9}", c[6]):
+                    raise KitError(f"{where}: head {c[6]!r} is no number; expected 0 or a word's id.")
+                rows[-1] += int(c[6]), number(c[7].split(":")[0], RELATIONS, "relation", path, n)
         if words:
-            check_tree([head for _, head, _ in rows], f"{path}, lines {block[0][0]} to {block[-1][0]}")
+            if trees:
+                check_tree([row[1] for row in rows], f"{path}, lines {block[0][0]} to {block[-1][0]}")
+            forms.update(word == "_" for word in words)
             yield words, rows
+    if forms[True] > forms[False]:
+        raise KitError(f"{path}: {forms[True]} of {forms.total()} words are the placeholder _, as where "
+                       "texts are withheld by licence: run what the README beside it asks for.")
 
 def check_tree(heads, where):
     """Raise KitError unless heads (1-based, 0 is the root) form a tree with one root word."""
@@ -301,9 +300,8 @@ def check_tree(heads, where):
         raise KitError(f"{where}: word {min(filter(None, above))} is on a cycle of heads; expected a tree.")
 
 def read_pos(path, lang):
-    """Yield (words, gold): gold (N, 1), the UPOS of each word."""
-    for words, rows in read_conllu(path):
-        yield words, [row[:1] for row in rows]
+    """Yield (words, gold): gold (N, 1), the UPOS of each word; heads and relations are not looked at."""
+    return read_conllu(path, trees=False)
 
 def read_trees(path, lang):
     """Yield (words, gold): gold (N, 3), head (0 is the root), relation, 1 if the word is scored (App. A)."""
@@ -355,6 +353,9 @@ def read_titles(path, lang):
         for field in fields:
             if not isinstance(record.get(field), str) or not record[field].strip():
                 raise KitError(f"{path}, line {n}: its {field!r} is {record.get(field)!r}; expected a text.")
+            if half := re.search("[\ud800-\udfff]", record[field]):
+                raise KitError(f"{path}, line {n}: its {field!r} has {half[0]!r}, half of a character (as "
+                               "of an emoji that was cut in two); expected whole ones.")
         yield tuple(record[field] for field in fields)
 
 def read_parallel(sources):
@@ -411,7 +412,7 @@ class Encoded:
 
     def __init__(self, pad):
         self.pad, self.lost, self.added, self.kept = pad, 0, [], {}
-        self.counts = dict(sentences=0, words=0, unknown=0, truncated=0, left_out=0)
+        self.counts = dict(sentences=0, words=0, unknown=0, truncated=0, left_out=0, blank=0, roots=0)
 
     def add(self, ids, read, gold, new=True, second=1 << 30):
         """Append a window: ids (L,), read (N > 0,), gold (N, K); `new` where a sentence begins."""
@@ -506,13 +507,32 @@ def special(tokenizer):
         raise KitError(f"{tokenizer.name_or_path} has {most} positions; a window needs {MAX_SUBWORDS}.")
     return ids[:1], ids[1:]
 
+def border(tokenizer):
+    """What is put before a word that is encoded alone, so that it has the subwords of running text: nothing,
+    or a space, by which byte-level BPE and Gemma's subwords mark a word. Raises KitError if neither is."""
+    for before in ("", " "):
+        texts = [(f"{before}{a} {b}", before + a, before + b) for a, b in map(str.split, PHRASES)]
+        ids = tokenizer([*chain(*texts)], add_special_tokens=False).input_ids
+        if all(both == a + b for both, a, b in zip(*[iter(ids)] * 3)):
+            return before
+    raise KitError(f"{tokenizer.name_or_path}: its tokenizer reads words in running text otherwise than "
+                   "alone, with a space before or not; expected one as BERT's, XLM-R's or RoBERTa's.")
+
 def subwords(words, tokenizer):
     """{word: subword ids} for the distinct words; [] where the tokenizer makes nothing of a word.
-    XLM-R splits some words into a lone word-start piece and the rest; the lone piece is dropped."""
-    words = list(dict.fromkeys(words))
-    lone = tokenizer.convert_tokens_to_ids("▁") if tokenizer.tokenize("a")[:1] == ["▁a"] else None
-    ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False).input_ids if words else []
-    return {w: i[1:] if i and i[0] == lone else i for w, i in zip(words, ids, strict=True)}
+    A tokenizer that puts ▁ before every text (XLM-R's) splits some into a lone ▁, dropped here, and the rest.
+    """
+    words, before, own = list(dict.fromkeys(words)), border(tokenizer), plain(tokenizer)
+    marked = not before and tokenizer.tokenize(PHRASES[0])[0].startswith("▁")   # else ▁ is text as any other
+    lone = tokenizer.backend_tokenizer.token_to_id("▁") if marked else None     # None: in no vocabulary
+    ids = tokenizer([before + word for word in words], add_special_tokens=False).input_ids if words else []
+    return {w: [*map(own, i[1:] if i and i[0] == lone else i)] for w, i in zip(words, ids, strict=True)}
+
+def plain(tokenizer):
+    """A function of a subword id of a text: the unknown token's instead of that of a special one, which some
+    vocabularies have as a piece (</s> in XLM-R's), so that a text can spell it."""
+    unknown = dict.fromkeys(tokenizer.all_special_ids, tokenizer.unk_token_id)
+    return lambda i: unknown.get(i, i)
 
 def spell(examples, tokenizer, encoded):
     """Yield (subword ids (S,), starts (N+1,), gold) per example, and count it. starts: where each word begins
@@ -561,6 +581,7 @@ def encode_trees(examples, tokenizer, split, label):
         kept = sum(start < room for start in starts[:words])  # words whose first subword is in the window
         encoded.counts["left_out"] += len(gold) - words
         encoded.counts["truncated"] += sum(end > room for end in starts[1:words + 1])
+        encoded.counts["roots"] += sum((head == 0) != (relation == ROOT) for head, relation, _ in gold)
         encoded.lost += sum(scored for _, _, scored in gold[kept:words])
         rows = [(head if head <= kept else -1, relation, scored) for head, relation, scored in gold[:kept]]
         read = [0, *(len(before) + start for start in starts[:kept])]
@@ -570,14 +591,16 @@ def encode_trees(examples, tokenizer, split, label):
 def encode_pairs(examples, tokenizer, split, label):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
     special(tokenizer)
-    encoded = Encoded(tokenizer.pad_token_id)
+    encoded, own = Encoded(tokenizer.pad_token_id), plain(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
-                        max_length=MAX_SUBWORDS, return_token_type_ids=True)
-        for ids, types, rows in zip(out.input_ids, out.token_type_ids, gold, strict=True):
+                        max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True)
+        for ids, marks, types, rows in zip(out.input_ids, out.special_tokens_mask, out.token_type_ids, gold):
+            ids = [i if mark else own(i) for i, mark in zip(ids, marks)]
             encoded.add(ids, [0], rows, second=types.index(1) if 1 in types else 1 << 30)
         encoded.counts["truncated"] += sum(bool(e.overflowing) for e in out.encodings)
+        encoded.counts["blank"] += sum(not all(map(str.strip, pair)) for pair in texts)
     encoded.counts["sentences"] = encoded.counts["words"] = len(examples)  # one decision a pair
     return encoded
 
@@ -610,13 +633,13 @@ def encode_titles(examples, tokenizer, split, label, language=None):
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     first = [tokenizer.convert_tokens_to_ids(language)] if language else []
     room = most - len(first) - 1
-    encoded = Titles(tokenizer)
+    encoded, own = Titles(tokenizer), plain(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
         windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
         written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
         for (ids, _, cut), target in zip(windows, written, strict=True):
-            gold = [*first, *target[:room], tokenizer.eos_token_id]
+            gold = [*first, *map(own, target[:room]), tokenizer.eos_token_id]
             encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
             encoded.counts["truncated"] += cut + (len(target) > room)
         encoded.texts += targets
@@ -635,13 +658,14 @@ def inputs(texts, tokenizer, most, language=None):
     """Yield (ids, positions of the text's own subwords, whether it was cut) per text."""
     if language:
         tokenizer.src_lang = language
+    own = plain(tokenizer)
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     out = tokenizer(texts, truncation=True, max_length=min(most, tokenizer.model_max_length),
                     return_attention_mask=False, return_special_tokens_mask=True)
     for ids, marks, encoding in zip(out.input_ids, out.special_tokens_mask, out.encodings, strict=True):
         kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if language or not mark or i in ends]
-        own = [place for place, (_, mark) in enumerate(kept) if not mark]
-        yield [i for i, _ in kept], own, bool(encoding.overflowing)
+        places = [place for place, (_, mark) in enumerate(kept) if not mark]
+        yield [i if mark else own(i) for i, mark in kept], places, bool(encoding.overflowing)
 
 def language_token(tokenizer, lang):
     """The token for a language in models that have such tokens: de_DE in mBART. Raises KitError."""

@@ -97,10 +97,17 @@ class Generator(nn.Module):
 
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"   # Japanese syllables, Chinese characters
 WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
+SENTINEL = re.compile(r"<extra_id_\d+>")   # mT5 has them as ordinary subwords, and writes some
+SCRIPTS = dict.fromkeys("az bs kk sh sr tk tt uz".split(), ("CYRILLIC", "LATIN")) | {   # more than one each
+    "ja": ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "CJK", "IDEOGRAPHIC"), "ko": ("HANGUL", "CJK"),
+    "ku": ("ARABIC", "LATIN"), "mn": ("CYRILLIC", "MONGOLIAN"), "pa": ("GURMUKHI", "ARABIC"),
+    "sd": ("ARABIC", "DEVANAGARI"), "zh": ("CJK", "BOPOMOFO", "IDEOGRAPHIC")}
 
 @lru_cache(maxsize=1 << 16)
 def words(text):
-    """The words of a text without case and punctuation; of Chinese (zh) and Japanese the characters."""
+    """The words of a text without case and punctuation; of Chinese (zh) and Japanese the characters.
+    Format characters (soft hyphen, joiners) are no part of a word and end none, but the space of no width."""
+    text = "".join(c for c in SENTINEL.sub(" ", text) if unicodedata.category(c) != "Cf" or c == "\u200b")
     text = unicodedata.normalize("NFKC", text).casefold()
     return tuple(WORD.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)))
 
@@ -127,20 +134,20 @@ def trigrams(word):
 class Language:
     """How likely a word is in a language (ours): its share of the training words.
     A word never seen there has its part of the share of all words seen once (Good and Turing), by trigrams of
-    letters, if it is in the language's own script, else none."""
+    letters, if it is in a script of the language, one of every hundredth word or in SCRIPTS, else none."""
 
-    def __init__(self, texts):
+    def __init__(self, texts, scripts=()):
         self.counts = Counter(word for text in texts for word in words(text) if script(word))
         self.once = 1 + sum(n == 1 for n in self.counts.values())
         self.all = self.counts.total() + self.once
-        scripts = Counter(map(script, self.counts.elements()))
-        self.script = max(scripts, key=scripts.get, default=None)
+        used = Counter(map(script, self.counts.elements()))
+        self.scripts = {*scripts, *(name for name, n in used.items() if 100 * n >= used.total())}
         self.grams = Counter(gram for word in self.counts for gram in trigrams(word))
         self.before = Counter(before for word in self.counts for before, _ in trigrams(word))
 
     def chance(self, word):
         """P(word | language). Every letter counts a tenth more than seen, as if there were a hundred."""
-        unseen = self.once if script(word) == self.script else 0.0
+        unseen = self.once if script(word) in self.scripts else 0.0
         for before, letter in trigrams(word):
             unseen *= (self.grams[before, letter] + .1) / (self.before[before] + 10)
         return (self.counts[word] + unseen) / self.all
@@ -161,7 +168,8 @@ class Languages:
         for lang, pairs in examples.items():
             pairs = list(islice(pairs, self.EXAMPLES))
             held[lang] = [words(target) for _, target in pairs[::10]]
-            self.languages[lang] = Language([text for n, pair in enumerate(pairs) if n % 10 for text in pair])
+            texts = [text for n, pair in enumerate(pairs) if n % 10 for text in pair]
+            self.languages[lang] = Language(texts, SCRIPTS.get(lang, ()))
             if not self.languages[lang].counts:
                 raise KitError(f"{len(pairs)} training examples of {lang} are too few to tell its words by.")
         self.tested = {lang: self.test(held, lang) for lang in held}

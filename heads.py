@@ -9,6 +9,9 @@ import copy
 import hashlib
 import inspect
 import json
+import os
+import re
+import sys
 from contextlib import suppress
 from functools import lru_cache
 from math import inf, sqrt
@@ -18,6 +21,7 @@ from typing import NamedTuple
 
 import huggingface_hub
 import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
@@ -216,10 +220,7 @@ def load(name, kind):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
     try:
         source, safe = find(name), dict(trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **safe)
-        tokenizer("\U00010380")   # a letter of no vocabulary: fails where there is no unknown token
-        if not tokenizer.is_fast:
-            raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
+        tokenizer = load_tokenizer(source)
         config = transformers.AutoConfig.from_pretrained(source, **safe)
         if kind is transformers.AutoModelForSeq2SeqLM and not config.is_encoder_decoder:
             raise TypeError("it is an encoder alone; to write takes an encoder-decoder: mT5, mBART or BART")
@@ -232,14 +233,43 @@ def load(name, kind):
             raise ValueError(f"it has {size} subwords, its tokenizer {len(tokenizer)}, of another encoder")
     except Exception as e:   # the library raises a dozen kinds, all of them about what it found
         reason = (str(e).strip() or repr(e)).splitlines()[0]
+        readers = transformers.utils.is_sentencepiece_available, transformers.utils.is_protobuf_available
+        if re.search("sentencepiece|protobuf|tiktoken", str(e)) and not all(there() for there in readers):
+            reason = "its SentencePiece model takes pip install sentencepiece protobuf, or a tokenizer.json"
         raise KitError(f"The encoder {name!r} could not be loaded ({reason}). Expected {', '.join(HUB)} or "
                        "a name on the hub and a network, or a local folder from save_pretrained.") from None
-    positions = getattr(model.config, "max_position_embeddings", inf)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     model.pooler = None   # the paper reads the last hidden state
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
+
+def load_tokenizer(source):
+    """A tokenizer to which text is text, also where it spells a special token, and which reads the probe as
+    tokenizer.json says: the library builds many kinds anew from the vocabulary, without that file's rules."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer("\U00010380")   # a letter of no vocabulary: fails where there is no unknown token
+    if not tokenizer.is_fast:
+        raise TypeError(f"{type(tokenizer).__name__} has no fast backend, as the kit needs it")
+    tokenizer.split_special_tokens = True
+    local, cached = Path(source, "tokenizer.json"), huggingface_hub.try_to_load_from_cache
+    path = str(local if Path(source).is_dir() else cached(source, local.name))
+    if Path(path).is_file():
+        own, built = tokenizers.Tokenizer.from_file(path), tokenizer.backend_tokenizer
+        own.no_padding()
+        if own.encode(PROBE, add_special_tokens=False).tokens != tokenizer.tokenize(PROBE):
+            if os.environ.get("RANK", "0") == "0":
+                print(f"warning: {path} is followed, not what {type(tokenizer).__name__} makes of it by "
+                      "settings beside it or by default (do_lower_case, strip_accents ...)", file=sys.stderr)
+            built.normalizer, built.pre_tokenizer, built.model = own.normalizer, own.pre_tokenizer, own.model
+    return tokenizer
+
+def positions(model):
+    """How many subwords a model can take; RoBERTa and its kin count them from the padding's id + 1 on."""
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            return table.num_embeddings - table.padding_idx - 1
+    return getattr(model.config, "max_position_embeddings", inf)
 
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
