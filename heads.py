@@ -9,6 +9,7 @@ import copy
 import hashlib
 import inspect
 import json
+import re
 from functools import lru_cache
 from math import inf, sqrt
 from multiprocessing.pool import ThreadPool
@@ -23,6 +24,7 @@ import transformers
 from torch import nn
 
 from results import KitError
+from train import autocast
 
 transformers.logging.set_verbosity_error()   # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
@@ -139,17 +141,22 @@ PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет 
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")   # of config.json
 FILES = "config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json or vocab.* or *.model"
 PATIENCE = 8   # seconds for the hub to answer
+OWNERS = "google-bert", "FacebookAI", "distilbert"   # on the hub, of encoders that once had no owner
 
 def label(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
     local = name not in HUB and (Path(name).is_dir() or name.count("/") > 1)
-    return Path(name).resolve().name if local else name.replace("/", "--")
+    path = str(Path(name).resolve())   # in the hub's cache a folder is named by a commit, the model above
+    found = re.search("/models--([^/]+)/snapshots/[^/]+$", path) or re.search("([^/]*)$", path)
+    return found[1] if local else name.replace("/", "--")
 
 @lru_cache(maxsize=1)
-def load_encoder(name):
-    """An encoder from a local folder or the hub, fp32, without its pooler. Raises KitError."""
+def load_encoder(name, precision="fp32"):
+    """An encoder from a local folder or the hub, fp32, without its pooler, fit to be trained in a precision.
+    Raises KitError."""
     encoder = load(name, transformers.AutoModel)
-    check_encoder(encoder.model, name)
+    check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0)
+    check_precision(encoder.model, name, precision)
     return encoder
 
 def load(name, kind):
@@ -177,6 +184,9 @@ def load(name, kind):
     positions = getattr(model.config, "max_position_embeddings", inf)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     model.pooler = None   # the paper reads the last hidden state
+    if spoilt := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise KitError(f"The encoder {name!r} has weights that are not finite (NaN or infinity), {spoilt[0]} "
+                       "among them: its checkpoint is broken. Expected another copy of it.")
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
@@ -184,21 +194,38 @@ def load(name, kind):
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
     source = HUB.get(name, name)   # a folder that happens to be called mbert is ./mbert
-    folder, cached = Path(source), huggingface_hub.try_to_load_from_cache
-    if not folder.is_dir() and isinstance(weights := cached(source, "model.safetensors"), str):
-        folder = Path(weights).parent
+    folder = Path(source) if Path(source).is_dir() else cached(source)
     missing = [file for file in FILES if not any(list(folder.glob(form)) for form in file.split(" or "))]
     if not missing:
         return str(folder)   # given a name, the library would ask the hub about each file again
     if Path(source).is_dir():
         raise FileNotFoundError(f"the folder has no {missing[0]}")
-    with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
-        pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
+    try:
+        with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
+            pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
+    except Exception:
+        if missing != ["tokenizer_config.json"]:   # which not all have
+            raise
+        return str(folder)
     return source
 
+def cached(source):
+    """The folder of an encoder in the hub's cache, with or without its owner, if all weights are there."""
+    owner, _, short = source.rpartition("/")
+    same = [short] if owner in OWNERS else [] if owner else [f"{owner}/{source}" for owner in OWNERS]
+    for name in (source, *same):
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        folder = Path(config).parent if isinstance(config, str) else Path("no such folder")
+        index = folder / "model.safetensors.index.json"
+        weights = json.loads(index.read_bytes())["weight_map"].values() if index.exists() else ["*.safetensors"]
+        if all(list(folder.glob(file)) for file in {*weights}):
+            return folder
+    return Path("no such folder")
+
 @torch.no_grad()
-def check_encoder(model, name):
-    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence."""
+def check_encoder(model, name, pad=0):
+    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence, and no
+    padding. pad: the subword that pads."""
     ids, problem = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]), ""   # alike but for the last subword
     try:
         if model.config.is_encoder_decoder:   # whose last_hidden_state is the decoder's
@@ -206,11 +233,40 @@ def check_encoder(model, name):
         hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         if torch.equal(*hidden.view(2, 4, model.config.hidden_size)[:, 0]):
             problem = "reads from left to right: its first token, read by XNLI and the parser, sees nothing"
+        elif differ(alone_and_beside(model, pad)):
+            problem = "reads padding too: the states of a sentence, and scores, depend on what is beside it"
     except Exception:
         problem = "gives no last_hidden_state for subword ids alone"
     if problem:
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) {problem}. "
                        "Expected an encoder such as BERT or XLM-R.")
+
+def alone_and_beside(model, pad):
+    """[(states (n, H) of a sentence alone, its states beside a longer one)] of four sentences."""
+    ids = 1 + torch.arange(12) % 4
+    ids, lengths = ids.masked_fill(ids == pad, 5), torch.tensor([2, 3, 5, 8, 12])
+    mask = torch.arange(12) < lengths[:, None]                                                    # (5, 12)
+    beside = model(input_ids=torch.where(mask, ids, pad), attention_mask=mask).last_hidden_state  # (5, 12, H)
+    return [(model(input_ids=ids[None, :n]).last_hidden_state[0], states[:n])
+            for n, states in zip(lengths[:-1].tolist(), beside)]
+
+def differ(pairs):
+    """Whether two tensors of states differ in one of the pairs by more than rounding."""
+    return any(torch.dist(one, other) > 1e-4 * one.norm() for one, other in pairs)
+
+@torch.no_grad()
+def check_precision(model, name, precision):
+    """Raise KitError where a model cannot run by autocast in the precision of its training."""
+    ids = torch.tensor([[1, 2, 3, 4]])
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    try:
+        with autocast("cpu", precision):
+            found = model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)[0]
+        if not found.isfinite().all():
+            raise RuntimeError("what it gives is not finite")
+    except RuntimeError as e:
+        raise KitError(f"The encoder {name!r} ({type(model).__name__}) does not run in {precision} "
+                       f"({str(e).splitlines()[0]}). Use --precision fp32.") from None
 
 def encoder_digest(source, tokenizer, model):
     """SHA-256 of vocabulary, subwords of a probe, settings and weights, none of which an upgrade rewrites."""
