@@ -217,8 +217,8 @@ def cached(source):
         config = huggingface_hub.try_to_load_from_cache(name, "config.json")
         folder = Path(config).parent if isinstance(config, str) else Path("no such folder")
         index = folder / "model.safetensors.index.json"
-        weights = json.loads(index.read_bytes())["weight_map"].values() if index.exists() else ["*.safetensors"]
-        if all(list(folder.glob(file)) for file in {*weights}):
+        weights = json.loads(index.read_bytes())["weight_map"] if index.exists() else {"": "*.safetensors"}
+        if all(list(folder.glob(file)) for file in {*weights.values()}):
             return folder
     return Path("no such folder")
 

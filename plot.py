@@ -49,8 +49,9 @@ INSIDE, KEEPS = {"norm_ratio": (0.9, 1.1), "angle": (45, 65)}, 0.95
 RULES = f"""The paper has words, the limits are ours. *Flat*: within 3 %, little beside losses of a third.
 *Rise*: 2 %, *smooth* without a fall as large, *linear* if a straight line explains nine tenths (R squared).
 *Much*: half the standard deviation. *About*, *near*: three of four runs are inside {INSIDE["norm_ratio"]},
-{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Slope*: along Eq. 1, or where a case has a plane ({{}} of {{}} here) the
-gradient's length. *Steep*: 1.5 times the slope at the bilingual model; *flat* beside that: half of it.
+{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Slope*: along Eq. 1, or where a
+case has a plane (here {{}} of {{}}) the gradient's length. *Steep*: 1.5 times the slope at the bilingual model;
+*flat* beside that: half of it.
 *Dip*: how far a score lies below the middle of those 0.1 before and after, for both sides' mean; .005 is no
 rounding. *Bend*: its mean size. *Lost*: target scores below {KEEPS}.
 

@@ -106,8 +106,8 @@ def parse_arguments(argv=None):
                    help="at its peak, default 2e-5; further ones are controls, which stand beside")
     g.add_argument("--limit", type=natural, metavar="N", help="the first N training and dev sentences")
     g.add_argument("--precision", choices=["bf16", "fp16", "fp32"],
-                   help="of training: default bf16 on cuda, before Ampere fp16, fp32 on cpu; grids are scored "
-                        "in fp32")
+                   help="of training: default bf16 on cuda, before Ampere fp16, fp32 on cpu; grids are "
+                        "scored in fp32")
     g.add_argument("--select", choices=["dev", "xlrs", "last"], default="dev",
                    help="which checkpoint is kept: that of the best dev score (default), of the lowest XLRS "
                         "within a point of it, or the last one")
