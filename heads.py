@@ -139,16 +139,16 @@ class Encoder(NamedTuple):
 PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет мир "
          "مرحبا नमस्ते 你好世界 việt\u00a0nam\u200b!")
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")   # of config.json
-FILES = "config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json or vocab.* or *.model"
+FILES = "config.json", "*.safetensors", "tokenizer.json or vocab.* or *.model", "tokenizer_config.json"
 PATIENCE = 8   # seconds for the hub to answer
 OWNERS = "google-bert", "FacebookAI", "distilbert"   # on the hub, of encoders that once had no owner
 
 def label(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
     local = name not in HUB and (Path(name).is_dir() or name.count("/") > 1)
-    path = str(Path(name).resolve())   # in the hub's cache a folder is named by a commit, the model above
-    found = re.search("/models--([^/]+)/snapshots/[^/]+$", path) or re.search("([^/]*)$", path)
-    return found[1] if local else name.replace("/", "--")
+    path = Path(name).resolve()
+    found = re.search("/models--([^/]+)/snapshots$", str(path.parent))   # where a commit is a folder's name
+    return (found[1] if found else path.name) if local else name.replace("/", "--")
 
 @lru_cache(maxsize=1)
 def load_encoder(name, precision="fp32"):
@@ -184,9 +184,9 @@ def load(name, kind):
     positions = getattr(model.config, "max_position_embeddings", inf)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     model.pooler = None   # the paper reads the last hidden state
-    if spoilt := [key for key, value in model.state_dict().items() if not value.isfinite().all()]:
-        raise KitError(f"The encoder {name!r} has weights that are not finite (NaN or infinity), {spoilt[0]} "
-                       "among them: its checkpoint is broken. Expected another copy of it.")
+    if spoilt := [key for key, value in model.named_parameters() if not value.sum().isfinite()]:
+        raise KitError(f"The encoder {name!r} is broken: {spoilt[0]} holds NaN or infinity. Expected finite "
+                       "weights, as in another copy of it.")
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
@@ -194,27 +194,22 @@ def load(name, kind):
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
     source = HUB.get(name, name)   # a folder that happens to be called mbert is ./mbert
-    folder = Path(source) if Path(source).is_dir() else cached(source)
-    missing = [file for file in FILES if not any(list(folder.glob(form)) for form in file.split(" or "))]
+    local = Path(source).is_dir()
+    folder, needed = (Path(source), FILES) if local else (cached(source), FILES[:3])   # not all have the last
+    missing = [file for file in needed if not any(list(folder.glob(form)) for form in file.split(" or "))]
     if not missing:
         return str(folder)   # given a name, the library would ask the hub about each file again
-    if Path(source).is_dir():
+    if local:
         raise FileNotFoundError(f"the folder has no {missing[0]}")
-    try:
-        with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
-            pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
-    except Exception:
-        if missing != ["tokenizer_config.json"]:   # which not all have
-            raise
-        return str(folder)
+    with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
+        pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
     return source
 
 def cached(source):
     """The folder of an encoder in the hub's cache, with or without its owner, if all weights are there."""
-    owner, _, short = source.rpartition("/")
-    same = [short] if owner in OWNERS else [] if owner else [f"{owner}/{source}" for owner in OWNERS]
-    for name in (source, *same):
-        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    owner, _, name = source.rpartition("/")
+    for owner in dict.fromkeys((owner, *(("", *OWNERS) if owner in ("", *OWNERS) else ()))):
+        config = huggingface_hub.try_to_load_from_cache(f"{owner}/{name}".lstrip("/"), "config.json")
         folder = Path(config).parent if isinstance(config, str) else Path("no such folder")
         index = folder / "model.safetensors.index.json"
         weights = json.loads(index.read_bytes())["weight_map"] if index.exists() else {"": "*.safetensors"}
@@ -234,7 +229,7 @@ def check_encoder(model, name, pad=0):
         if torch.equal(*hidden.view(2, 4, model.config.hidden_size)[:, 0]):
             problem = "reads from left to right: its first token, read by XNLI and the parser, sees nothing"
         elif differ(alone_and_beside(model, pad)):
-            problem = "reads padding too: the states of a sentence, and scores, depend on what is beside it"
+            problem = "reads padding: beside a longer sentence, states and scores of a sentence are others"
     except Exception:
         problem = "gives no last_hidden_state for subword ids alone"
     if problem:
@@ -261,9 +256,7 @@ def check_precision(model, name, precision):
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     try:
         with autocast("cpu", precision):
-            found = model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)[0]
-        if not found.isfinite().all():
-            raise RuntimeError("what it gives is not finite")
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
     except RuntimeError as e:
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) does not run in {precision} "
                        f"({str(e).splitlines()[0]}). Use --precision fp32.") from None

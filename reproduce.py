@@ -670,7 +670,7 @@ def main(args):
     run = Run(args)
     if args.dry_run:
         return dry_run(args, models, pairs)
-    results.check_locks(Path(args.out, "x"))
+    results.check_locks(Path(args.out))
     if args.demo:
         for part in run.ranks.take(demo.PARTS):
             demo.prepare(args.out, args.demo, part)

@@ -126,7 +126,7 @@ def lock(f, path, wait=False):
 
 def check_locks(path):
     """Raise KitError where a file or folder, there or to be made, is on a file system without locks."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     with suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:   # what cannot be written is told later
         lock(f, path)
 
