@@ -449,8 +449,8 @@ def r_squared(even):
     return 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)
 
 def slopes(case):
-    """Slopes (models, sides) of a case's mean surface at the zero-shot and the bilingual model: lengths of its
-    gradients or, where there is no plane around the models, sizes along Eq. 1."""
+    """Slopes (models, sides) of a case's mean surface at the zero-shot and the bilingual model: lengths of
+    its gradients or, where there is no plane around the models, sizes along Eq. 1."""
     steps = 0.1 * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
     around = np.round([*(SRC + steps), *(BOTH + steps)], 3).tolist()
     scores = normalise(case, [*map(tuple, around)])[0].reshape(-1, 2, 2, 2, 2)

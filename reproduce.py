@@ -180,7 +180,7 @@ def check_arguments(args):
         raise KitError(f"--src {twice[0]} names a language twice")
     for name in [*sum(sides, []), *args.tgt]:
         if derive.parse(name)[1] and (any(generated) or args.parallel is not None):
-            raise KitError(f"{name}: --task title and --parallel are there for languages not derived.")
+            raise KitError(f"{name}: --task title and --parallel need languages that are not derived.")
     if not pairs_of(args):
         raise KitError(f"every --tgt is in --src {args.src[0]}: a pair needs two languages")
 
@@ -364,9 +364,9 @@ class Run:
         self.faults = []   # tracebacks of what the kit did wrong, for the end
         on_gpu = self.device.type == "cuda"
         args.precision = args.precision or usual_precision(self.device)
-        # bf16 would blur a grid: its 8 bits cannot tell neighbouring points apart.
-        self.scored_in = "tf32" if on_gpu and args.precision == "bf16" else "fp32"
-        torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
+        # bf16 would blur a grid, tf32 change the order of some points: REFERENCE.md has a table.
+        self.scored_in = "fp32"
+        torch.set_float32_matmul_precision("highest")
         self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
         self.watch = generate.Watch(self, pairs_of(args))
         if not on_gpu:

@@ -1,12 +1,12 @@
-"""What a lower precision of scoring would change on a line: tf32 and bf16 simulated by rounding, on any device.
+"""What a lower precision of scoring would change on a line: tf32 and bf16, simulated by rounding anywhere.
 
-    python scripts/rounding.py --task pos --src en --tgt de --encoder FOLDER --limit 60 --seeds 1 --out rounding
+    python scripts/rounding.py --task pos --src en --tgt de --encoder FOLDER --limit 60 --seeds 1 --out OUT
 
 The flags are those of reproduce.py; models that are not there are trained. On Eq. 1, at the points from alpha
 0 to 1, what enters a product of matrices (weights, activations, attention) is rounded to the significand of
-tf32 (10 bits) or bf16 (7); sums stay fp32. *Labels*: how many predictions of both dev sets differ from those
-of fp32 at the same point, per point; beside it in the first row, how many differ between two neighbouring
-points in fp32. *Score*: the largest change. *Order*: of how many neighbouring points another one is better.
+tf32 (10 bits) or bf16 (7); sums stay fp32. *Differ* and *most*: how many labels of both dev sets are others
+than in fp32 at the same point, mean and largest; in the first row, than at the next point. *Score*: its
+largest change. *Order*: of how many pairs of neighbouring points and sides another one is better.
 """
 
 import itertools
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plot
 import reproduce
 
-PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}   # the arguments that are rounded
+PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}   # what of them is rounded
 BITS = {"tf32": 10, "bf16": 7}   # of the significand, beside fp32's 23
 
 class Rounded(TorchDispatchMode):
@@ -71,13 +71,13 @@ def rows(run, pair):
     yield row(pair, "fp32, the next point", len(exact[0][0]), steps)
     for name, points in found.items():
         differ = [(one != other).sum().item() for (one, _), (other, _) in zip(points, exact)]
-        scores, right = (np.array([score for _, score in of]) for of in (points, exact))          # (points, 2)
+        scores, right = (np.array([score for _, score in of]) for of in (points, exact))  # (points, 2)
         order = (np.sign(np.diff(scores, axis=0)) != np.sign(np.diff(right, axis=0))).sum()
         yield row(pair, name, len(exact[0][0]), differ, f"{abs(scores - right).max():.2f}",
                   f"{order} of {np.diff(right, axis=0).size}")
 
 def row(pair, name, labels, differ, score="", order=""):
-    return {"model": str(pair), "scored in": name, "labels": str(labels), "differ, mean": f"{np.mean(differ):.1f}",
+    return {"pair": str(pair), "scored in": name, "labels": str(labels), "differ": f"{np.mean(differ):.1f}",
             "most": str(max(differ)), "score": score, "order": order}
 
 def main():
