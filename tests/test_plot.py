@@ -352,7 +352,8 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
     links = re.findall(r"\((figures/[^)]*)\)", text)
     assert len(links) == 6 and all((tmp_path / link).is_file() for link in links)  # lines, norms, variance
     for part in ("    reproduce.py --demo\n", plot.table(plot.summary(grids)), "A toy.", "| UAS ",
-                 plot.RULES.format(0, 1), "seed 3, target-only model 18.0 on DE", "## Missing\n\n- NER seed 2: no.\n\n## Scores"):
+                 plot.RULES.format(0, 1), "seed 3, target-only model 18.0 on DE",
+                 "## Missing\n\n- NER seed 2: no.\n\n## Scores"):
         assert part in text
     table, rules = text.split("## The paper's claims")[1].split("- Source stays flat", 1)
     for row, (claim, _, *limits) in zip(plot.claims(grids), plot.CLAIMS, strict=True):
