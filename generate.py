@@ -36,13 +36,12 @@ from results import KitError
 # --------------------------------------------------------------------------------------------------- model
 
 @lru_cache(maxsize=1)
-def load_generator(name, precision="fp32"):
+def load_generator(name):
     """A pretrained encoder-decoder from a local folder or the hub, as a heads.Encoder. Raises KitError."""
     loaded = heads.load(name, transformers.AutoModelForSeq2SeqLM)
     if loaded.tokenizer.eos_token_id is None or loaded.tokenizer.pad_token_id is None:
         raise KitError(f"The tokenizer of {name!r} has no token for the end of a text or for padding; "
                        "expected both, as in mT5, mBART and BART.")
-    heads.check_precision(loaded.model, name, precision)
     return loaded
 
 class Generator(nn.Module):

@@ -155,8 +155,7 @@ def load_encoder(name, precision="fp32"):
     """An encoder from a local folder or the hub, fp32, without its pooler, fit to be trained in a precision.
     Raises KitError."""
     encoder = load(name, transformers.AutoModel)
-    check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0)
-    check_precision(encoder.model, name, precision)
+    check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0, precision)
     return encoder
 
 def load(name, kind):
@@ -218,9 +217,9 @@ def cached(source):
     return Path("no such folder")
 
 @torch.no_grad()
-def check_encoder(model, name, pad=0):
-    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence, and no
-    padding. pad: the subword that pads."""
+def check_encoder(model, name, pad=0, precision="fp32"):
+    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence, but no
+    padding, of subword `pad`, and the model runs by autocast in the precision of its training."""
     ids, problem = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]), ""   # alike but for the last subword
     try:
         if model.config.is_encoder_decoder:   # whose last_hidden_state is the decoder's
@@ -232,6 +231,12 @@ def check_encoder(model, name, pad=0):
             problem = "reads padding: beside a longer sentence, states and scores of a sentence are others"
     except Exception:
         problem = "gives no last_hidden_state for subword ids alone"
+    if not problem and precision != "fp32":
+        try:
+            with autocast("cpu", precision):
+                model(input_ids=ids)
+        except RuntimeError as e:
+            problem = f"does not run in {precision}, but with --precision fp32 ({str(e).splitlines()[0]})"
     if problem:
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) {problem}. "
                        "Expected an encoder such as BERT or XLM-R.")
@@ -248,18 +253,6 @@ def alone_and_beside(model, pad):
 def differ(pairs):
     """Whether two tensors of states differ in one of the pairs by more than rounding."""
     return any(torch.dist(one, other) > 1e-4 * one.norm() for one, other in pairs)
-
-@torch.no_grad()
-def check_precision(model, name, precision):
-    """Raise KitError where a model cannot run by autocast in the precision of its training."""
-    ids = torch.tensor([[1, 2, 3, 4]])
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    try:
-        with autocast("cpu", precision):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), **more)
-    except RuntimeError as e:
-        raise KitError(f"The encoder {name!r} ({type(model).__name__}) does not run in {precision} "
-                       f"({str(e).splitlines()[0]}). Use --precision fp32.") from None
 
 def encoder_digest(source, tokenizer, model):
     """SHA-256 of vocabulary, subwords of a probe, settings and weights, none of which an upgrade rewrites."""

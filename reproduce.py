@@ -210,7 +210,6 @@ import socket
 import time
 import traceback
 from functools import lru_cache, partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -387,8 +386,9 @@ class Run:
 
     def encoder(self, task, name):
         """The pretrained heads.Encoder of a task."""
-        load = generate.load_generator if writes(task) else heads.load_encoder
-        return load(name, self.args.precision)
+        if writes(task):
+            return generate.load_generator(name)
+        return heads.load_encoder(name, self.args.precision)
 
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
@@ -696,19 +696,18 @@ def main(args):
 
 def check_data(run, models):
     """Fetch, read, encode and count the corpus files before anything is trained on them or written."""
-    files, needed = {}, {}
+    files = {}
     for unit in models:
-        for lang, split in product(unit.langs, data.SPLITS):
-            key = unit.task, unit.encoder, lang, split
-            files[key] = run.source(unit.task, lang, split)   # of a finished model, too: for its digest
-            if split == "dev" or not unit.path(run.args.out).exists():
-                needed[key] = files[key]
-    if run.ranks.rank == 0:
+        for lang in unit.langs:
+            for split in ("dev",) if unit.path(run.args.out).exists() else data.SPLITS:
+                files[unit.task, unit.encoder, lang, split] = run.source(unit.task, lang, split)
+    if run.ranks.rank == 0:   # fetched, for its digest, is also what a finished model was trained on
+        train_sets = (run.source(task, lang, "train") for task, _, lang, _ in files)
         orders = (source for _, _, lang, _ in files for source in run.orders(lang))
-        data.fetch([*files.values(), *orders, *run.watch.sources()])
+        data.fetch([*files.values(), *train_sets, *orders, *run.watch.sources()])
     run.ranks.barrier()
     run.watch.read()
-    for task, encoder, lang, split in run.ranks.take(list(needed)):
+    for task, encoder, lang, split in run.ranks.take(list(files)):
         examples = run.examples(task, encoder, lang, split)
         base = derive.parse(lang)[0]
         said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]

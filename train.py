@@ -56,9 +56,8 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             if not math.isfinite(loss):
                 results.clear(training.path.parent)
                 journal.truncate(0)
-                advice = " or --precision fp32" if settings.precision == "fp16" else ""
-                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
-                                f"kept. Try a lower --lr{advice}.")
+                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was kept. "
+                                "Try a lower --lr" + (", or fp32." if settings.precision == "fp16" else "."))
             model.eval()
             record, keep = evaluate(training.records)
             logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}

@@ -320,21 +320,6 @@ def test_every_unit_is_taken_once_and_its_outcome_is_known_to_all():
     second.finish("a", "it failed")
     assert first.outcome("a") == "it failed"
 
-def test_one_bar_counts_what_all_processes_have_finished(monkeypatch):
-    first, second = results.Ranks(), results.Ranks()
-    second.store, second.rank = first.store, 1
-    first.quiet = False
-    monkeypatch.setattr(results.tqdm, "write", lambda text: None)
-    first.expect(3)
-    second.finish("a")
-    second.finish("b", "it failed")
-    assert first.bar.n == 0
-    first.say()
-    assert first.bar.n == 2 and first.bar.total == 3
-    first.finish("c")
-    assert first.bar.n == 3
-    first.bar.close()
-
 def test_a_store_that_is_gone_is_told_in_a_sentence():
     ranks = results.Ranks()
     ranks.store = Mock(**{"add.side_effect": RuntimeError("Connection reset by peer\nmore")})
