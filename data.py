@@ -25,7 +25,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from results import KitError, write
+from results import KitError, check_locks, write
 
 SPLITS = ("train", "dev")  # the order of all pairs below
 TREEBANKS = {"ar": "UD_Arabic-PADT", "de": "UD_German-GSD", "en": "UD_English-EWT", "es": "UD_Spanish-GSD",
@@ -153,6 +153,8 @@ def fetch(sources):
     wanted = [s for s in dict.fromkeys(sources) if not s.path.exists()]
     needed = dict.fromkeys(s.archive or s for s in wanted)  # an archive once
     problem = "no address is known"
+    if wanted:
+        check_locks(wanted[0].path)
     try:
         for source in needed:
             if source.address and not source.path.exists():
@@ -500,7 +502,9 @@ class Encoded:
 def special(tokenizer):
     """(ids before, ids after) a sentence: [CLS] and [SEP] in BERT, <s> and </s> in XLM-R. Raises KitError."""
     ids, most = tokenizer("").input_ids, tokenizer.model_max_length
-    if len(ids) < 2 or tokenizer.unk_token_id is None or tokenizer.pad_token_id is None:
+    marks = tokenizer("a", return_special_tokens_mask=True).special_tokens_mask
+    around = len(ids) > 1 and marks[0] and marks[-1]   # XLNet has both at the end
+    if not around or tokenizer.unk_token_id is None or tokenizer.pad_token_id is None:
         raise KitError(f"{tokenizer.name_or_path}: this kit needs a tokenizer with an unknown and a padding "
                        "token that puts a special token before and after a sentence, as BERT's or XLM-R's.")
     if most < MAX_SUBWORDS:

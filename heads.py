@@ -28,6 +28,7 @@ import transformers
 from torch import nn
 
 from results import KitError
+from train import autocast
 
 transformers.logging.set_verbosity_error()   # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
@@ -200,20 +201,23 @@ class Encoder(NamedTuple):
 PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет мир "
          "مرحبا नमस्ते 你好世界 việt\u00a0nam\u200b!")
 NOT_SETTINGS = ("transformers_version", "architectures", "dtype", "torch_dtype")   # of config.json
-FILES = "config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json or vocab.* or *.model"
+FILES = "config.json", "*.safetensors", "tokenizer.json or vocab.* or *.model", "tokenizer_config.json"
 PATIENCE = 8   # seconds for the hub to answer
-SAME = 1e-4    # what two computations of one state may differ by (rounding makes about 1e-6)
+OWNERS = "google-bert", "FacebookAI", "distilbert"   # on the hub, of encoders that once had no owner
 
 def label(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
     local = name not in HUB and (Path(name).is_dir() or name.count("/") > 1)
-    return Path(name).resolve().name if local else name.replace("/", "--")
+    path = Path(name).resolve()
+    found = re.search("/models--([^/]+)/snapshots$", str(path.parent))   # where a commit is a folder's name
+    return (found[1] if found else path.name) if local else name.replace("/", "--")
 
 @lru_cache(maxsize=1)
-def load_encoder(name):
-    """An encoder from a local folder or the hub, fp32, without its pooler. Raises KitError."""
+def load_encoder(name, precision="fp32"):
+    """An encoder from a local folder or the hub, fp32, without its pooler, fit to be trained in a precision.
+    Raises KitError."""
     encoder = load(name, transformers.AutoModel)
-    check_encoder(encoder.model, name)
+    check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0, precision)
     return encoder._replace(first=first_position(encoder.model))
 
 def load(name, kind):
@@ -240,6 +244,9 @@ def load(name, kind):
                        "a name on the hub and a network, or a local folder from save_pretrained.") from None
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions(model))
     model.pooler = None   # the paper reads the last hidden state
+    if spoilt := [key for key, value in model.named_parameters() if not value.sum().isfinite()]:
+        raise KitError(f"The encoder {name!r} is broken: {spoilt[0]} holds NaN or infinity. Expected finite "
+                       "weights, as in another copy of it.")
     takes_types = ("token_type_ids" in inspect.signature(model.forward).parameters
                    and getattr(model.config, "type_vocab_size", 0) > 1)
     return Encoder(model.eval(), tokenizer, encoder_digest(source, tokenizer, model), takes_types)
@@ -274,21 +281,33 @@ def positions(model):
 def find(name):
     """Where an encoder is: a folder, local or in the hub's cache, else its name on a hub that answers."""
     source = HUB.get(name, name)   # a folder that happens to be called mbert is ./mbert
-    folder, cached = Path(source), huggingface_hub.try_to_load_from_cache
-    if not folder.is_dir() and isinstance(weights := cached(source, "model.safetensors"), str):
-        folder = Path(weights).parent
-    missing = [file for file in FILES if not any(list(folder.glob(form)) for form in file.split(" or "))]
+    local = Path(source).is_dir()
+    folder, needed = (Path(source), FILES) if local else (cached(source), FILES[:3])   # not all have the last
+    missing = [file for file in needed if not any(list(folder.glob(form)) for form in file.split(" or "))]
     if not missing:
         return str(folder)   # given a name, the library would ask the hub about each file again
-    if Path(source).is_dir():
+    if local:
         raise FileNotFoundError(f"the folder has no {missing[0]}")
     with ThreadPool(1) as pool:   # the client's own timeout begins anew with each address of the hub
         pool.apply_async(huggingface_hub.HfApi().model_info, [source]).get(PATIENCE)
     return source
 
+def cached(source):
+    """The folder of an encoder in the hub's cache, with or without its owner, if all weights are there."""
+    owner, _, name = source.rpartition("/")
+    for owner in dict.fromkeys((owner, *(("", *OWNERS) if owner in ("", *OWNERS) else ()))):
+        config = huggingface_hub.try_to_load_from_cache(f"{owner}/{name}".lstrip("/"), "config.json")
+        folder = Path(config).parent if isinstance(config, str) else Path("no such folder")
+        index = folder / "model.safetensors.index.json"
+        weights = json.loads(index.read_bytes())["weight_map"] if index.exists() else {"": "*.safetensors"}
+        if all(list(folder.glob(file)) for file in {*weights.values()}):
+            return folder
+    return Path("no such folder")
+
 @torch.no_grad()
-def check_encoder(model, name):
-    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence."""
+def check_encoder(model, name, pad=0, precision="fp32"):
+    """Raise KitError unless every position of last_hidden_state (B, L, H) sees the whole sentence, but no
+    padding, of subword `pad`, and the model runs by autocast in the precision of its training."""
     ids, problem = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]), ""   # alike but for the last subword
     try:
         if model.config.is_encoder_decoder:   # whose last_hidden_state is the decoder's
@@ -296,11 +315,32 @@ def check_encoder(model, name):
         hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         if torch.equal(*hidden.view(2, 4, model.config.hidden_size)[:, 0]):
             problem = "reads from left to right: its first token, read by XNLI and the parser, sees nothing"
+        elif differ(alone_and_beside(model, pad)):
+            problem = "reads padding: beside a longer sentence, states and scores of a sentence are others"
     except Exception:
         problem = "gives no last_hidden_state for subword ids alone"
+    if not problem and precision != "fp32":
+        try:
+            with autocast("cpu", precision):
+                model(input_ids=ids)
+        except RuntimeError as e:
+            problem = f"does not run in {precision}, but with --precision fp32 ({str(e).splitlines()[0]})"
     if problem:
         raise KitError(f"The encoder {name!r} ({type(model).__name__}) {problem}. "
                        "Expected an encoder such as BERT or XLM-R.")
+
+def alone_and_beside(model, pad):
+    """[(states (n, H) of a sentence alone, its states beside a longer one)] of four sentences."""
+    ids = 1 + torch.arange(12) % 4
+    ids, lengths = ids.masked_fill(ids == pad, 5), torch.tensor([2, 3, 5, 8, 12])
+    mask = torch.arange(12) < lengths[:, None]                                                    # (5, 12)
+    beside = model(input_ids=torch.where(mask, ids, pad), attention_mask=mask).last_hidden_state  # (5, 12, H)
+    return [(model(input_ids=ids[None, :n]).last_hidden_state[0], states[:n])
+            for n, states in zip(lengths[:-1].tolist(), beside)]
+
+def differ(pairs):
+    """Whether two tensors of states differ in one of the pairs by more than rounding."""
+    return any(torch.dist(one, other) > 1e-4 * one.norm() for one, other in pairs)
 
 @torch.no_grad()
 def first_position(model):
@@ -310,11 +350,11 @@ def first_position(model):
     ids = 8 + torch.arange(sum(sizes))[None] % max(1, model.config.vocab_size - 8)   # no special token
     owner, place = torch.arange(128) >= sizes[0], torch.cat([*map(torch.arange, sizes)])
     with suppress(Exception):   # the library's, where a model takes no such mask or positions
-        alone = torch.cat([model(input_ids=each).last_hidden_state for each in ids.split(sizes, 1)], 1)
+        alone = [model(input_ids=each).last_hidden_state for each in ids.split(sizes, 1)]
         for first in (0, (model.config.pad_token_id or 0) + 1):
             packed = model(input_ids=ids, attention_mask=(owner[:, None] == owner)[None, None],
                            position_ids=place[None] + first).last_hidden_state
-            if torch.allclose(packed, alone, rtol=0, atol=SAME):
+            if not differ(zip(alone, packed.split(sizes, 1))):
                 return first
     return None
 

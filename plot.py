@@ -49,10 +49,10 @@ INSIDE, KEEPS = {"norm_ratio": (0.9, 1.1), "angle": (45, 65)}, 0.95
 RULES = f"""The paper has words, the limits are ours. *Flat*: within 3 %, little beside losses of a third.
 *Rise*: 2 %, *smooth* without a fall as large, *linear* if a straight line explains nine tenths (R squared).
 *Much*: half the standard deviation. *About*, *near*: three of four runs are inside {INSIDE["norm_ratio"]},
-{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Steep*: 1.5 times the slope (gradient's length) at the
-bilingual model; *flat* beside that: half of it. *Dip*: how far a score lies below the middle of those 0.1
-before and after, for both sides' mean; .005 is no rounding. *Bend*: its mean size. *Lost*: target scores
-below {KEEPS}.
+{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Slope*: along Eq. 1, or where a
+case has a plane (here {{}} of {{}}) the gradient's length. *Steep*: 1.5 times the slope at the bilingual
+model; *flat* beside that: half of it. *Dip*: how far a score lies below the middle of those 0.1 before and
+after, for both sides' mean; .005 is no rounding. *Bend*: its mean size. *Lost*: scores below {KEEPS}.
 
 A claim *agrees* where the numbers of all grids and of more than half of the cases alone follow its rules,
 *differs* where neither do, else it is *mixed*. A case is a task, an encoder and a pair over its seeds; of two
@@ -449,12 +449,13 @@ def r_squared(even):
     return 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)
 
 def slopes(case):
-    """Gradient lengths (models, sides) of a case's mean surface at the zero-shot and the bilingual model."""
+    """Slopes (models, sides) of a case's mean surface at the zero-shot and the bilingual model: lengths of
+    its gradients or, where there is no plane around the models, sizes along Eq. 1."""
     steps = 0.1 * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
     around = np.round([*(SRC + steps), *(BOTH + steps)], 3).tolist()
     scores = normalise(case, [*map(tuple, around)])[0].reshape(-1, 2, 2, 2, 2)
     gradients = mean(scores[:, :, 0] - scores[:, :, 1]) / 0.2  # (models, directions, sides)
-    plane = np.isfinite(gradients).all()  # else along Eq. 1 alone
+    plane = np.isfinite(gradients).all()
     return np.linalg.norm(gradients if plane else gradients[:, :1], axis=1)
 
 # ---- report ------------------------------------------------------------------------------------------------
@@ -536,11 +537,12 @@ def report(grids, out, command, notes="", missing=()):
         if file.exists():  # by content: with one task and one pair, several figures are the same
             pictures.setdefault(file.read_bytes(), f"### {caption}\n\n![{caption}](figures/{name}.png)\n\n"
                                                    f"As [PDF](figures/{name}.pdf)")
+    planes = [all({(1.0, 0.1), (1.0, -0.1)} <= {*run.points} for run in case) for case in cases(sound(grids))]
     rules = [f"{claim}: {', '.join(rules)}" for claim, _, *rules in CLAIMS]
     failed, noted, ruled = ("\n".join(f"- {text}" for text in texts) for texts in (missing, said, rules))
     parts = ["# Report", f"Made by\n\n    {command}", failed and "## Missing", failed, "## Scores", HOW,
              table(rows), noted, beside and "Is my number right?", beside and BESIDE, table(beside),
-             "## The paper's claims", table(found), ruled, RULES,
+             "## The paper's claims", table(found), ruled, RULES.format(sum(planes), len(planes)),
              *(text for text, _ in sections), notes, pictures and "## Figures", *pictures.values()]
     write(Path(out, "report.md"), "\n\n".join(filter(None, parts)).encode() + b"\n")
 

@@ -31,7 +31,7 @@ import data
 import derive
 import results
 from results import KitError
-from train import Settings, train
+from train import Settings, autocast, train
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)   # their ids
@@ -87,12 +87,10 @@ def number(name, value):
         raise KitError(f"Pretraining: {name}={value}; expected {kind.__name__} from {low} to {high}.")
     return found
 
-KINDS = "scratch", "scratch-original", "scratch-random"   # the controls: original language alone; no training
-
 class Scratch(NamedTuple):
     """An encoder that is pretrained here."""
     folder: str
-    kind: str          # of KINDS
+    kind: str          # scratch, or a control: scratch-original, of one language, scratch-random, untrained
     texts: tuple       # files, of one language each ...
     steps: tuple = ()  # ... and, as derive.parse gives them, what makes of the last one a derived language
     align: float = 0.  # weight of the alignment loss
@@ -108,11 +106,13 @@ def scratch(folder, kind, src, tgt, texts, weights, writes=False):
         raise KitError(f"--encoder {kind} for {src} and {tgt}: with one --text, one of the two must be "
                        "derived from the other; with two, no more than one may be derived, with more none.")
     name = f"{'+'.join(originals)}-{derived}" if steps else "-".join(Path(text).stem for text in texts)
+    kept = texts[:1] if alone else texts
     if writes:
-        return [Scratch(f"{folder}/{name}-bart", kind, texts, writes=True)]
+        name = {"scratch": name, "scratch-original": Path(texts[0]).stem}.get(kind, f"{name}-random")
+        return [Scratch(f"{folder}/{name}-bart", kind, kept, writes=True)]
     if kind != "scratch":
         name = base if alone else f"{name}-random"
-        return [Scratch(f"{folder}/{name}", kind, texts[:1] if alone else texts, () if alone else steps)]
+        return [Scratch(f"{folder}/{name}", kind, kept, () if alone else steps)]
     weights = [align for align in weights if not align or "transliteration" in steps]
     if not weights:
         raise KitError(f"--align for {src} and {tgt}: without a transliteration there is nothing to align; "
@@ -359,7 +359,7 @@ def pretrain(scratch, preset, precision, device, ranks):
         model = (Rebuilding(preset) if writes else Pretraining(preset, align, asked[0])).to(device)
         every = max(1, min(2500, preset.steps // 20))   # steps from one saving of the state to the next
         settings = Settings(preset.steps, preset.lr, [*range(every, preset.steps, every), preset.steps],
-                            preset.seed, preset.warmup / preset.steps, (.9, .999), 1., precision)
+                            preset.seed, preset.warmup, (.9, .999), 1., precision)
         if kind != "scratch-random":   # the last parameters are kept, and the model has them
             train(model, partial(blocks.batches, device=device), lambda records: ({}, False), settings, about,
                   journal, folder.name, ranks)
@@ -400,7 +400,7 @@ def cost(preset, device, precision="fp32"):
     batch, began = to_batch(ids, *hide(ids, preset), device), []
     for _ in range(3):
         began.append(time.time())
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device.type, precision):
             loss = model.loss(batch)
         loss.backward()
         adam.step()

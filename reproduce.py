@@ -61,6 +61,7 @@ DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out":
                          "lines_only": True, "out": "results/demo-ingredients"},
          "generation": {"task": ["title"], "src": ["A", "A+C"], "tgt": ["B"], "seeds": [1],
                         "lr": [5e-4, 2e-3], "lines_only": True, "out": "results/demo-generation"}}
+SCRATCH = "scratch", "scratch-original", "scratch-random"   # the controls: original alone; no training
 CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
 PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
@@ -103,8 +104,9 @@ def parse_arguments(argv=None):
     g.add_argument("--lr", nargs="+", type=at_least(1e-12, float), metavar="X",
                    help="at its peak, default 2e-5; further ones are controls, which stand beside")
     g.add_argument("--limit", type=natural, metavar="N", help="the first N training and dev sentences")
-    g.add_argument("--precision", choices=["bf16", "fp32"],
-                   help="of training: default bf16 on cuda, fp32 on cpu; grids are scored in tf32 or fp32")
+    g.add_argument("--precision", choices=["bf16", "fp16", "fp32"],
+                   help="of training: default bf16 on cuda, before Ampere fp16, fp32 on cpu; grids are "
+                        "scored in fp32")
     g.add_argument("--select", choices=["dev", "xlrs", "last"], default="dev",
                    help="which checkpoint is kept: that of the best dev score (default), of the lowest XLRS "
                         "within a point of it, or the last one")
@@ -127,7 +129,7 @@ def parse_arguments(argv=None):
     g = p.add_argument_group("where")
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
     g.add_argument("--out", metavar="DIR", help="the results (default results, or that of the demo)")
-    g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one)")
+    g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one; demos: cpu)")
     args = p.parse_args(argv)
     if not (args.task or args.src or args.tgt or args.demo or args.paper):
         p.exit(2, FIRST)
@@ -147,7 +149,7 @@ def complete(args):
             raise KitError(f"--demo has its own: leave out {' and '.join(asked)}")
         data.TREEBANKS.update(data.INVENTED)
         args.encoder = ["scratch"]
-    made_here = any(name.split("-")[0] == "scratch" for name in args.encoder or ())
+    made_here = {*SCRATCH} & {*(args.encoder or ())}
     if made_here and not (args.text or args.demo):
         raise KitError("--encoder scratch needs --text FILE")
     if not made_here and (args.text or args.align or args.pretraining):
@@ -155,6 +157,7 @@ def complete(args):
     chosen = DEMOS[args.demo] if args.demo else PAPER if args.paper else {}
     for name, value in (DEFAULTS | chosen).items():
         setattr(args, name, getattr(args, name) or value)
+    args.device = args.device or ("cpu" if args.demo else None)   # tiny models gain from cores, not from GPUs
     args.data = args.data or (f"{args.out}/data" if args.demo else "data")
     if args.demo == "generation":
         args.parallel = [f"{args.data}/parallel/{lang}.txt" for lang in "ABC"]
@@ -175,8 +178,8 @@ def check_arguments(args):
     if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
         raise KitError(f"--src {twice[0]} names a language twice")
     for name in [*sum(sides, []), *args.tgt]:
-        if derive.parse(name)[1] and any(generated):
-            raise KitError(f"{name}: --task title is there for languages that are not derived.")
+        if derive.parse(name)[1] and (any(generated) or args.parallel is not None):
+            raise KitError(f"{name}: --task title and --parallel need languages that are not derived.")
     if not pairs_of(args):
         raise KitError(f"every --tgt is in --src {args.src[0]}: a pair needs two languages")
 
@@ -204,6 +207,7 @@ import math
 import shlex
 import socket
 import time
+import traceback
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -296,7 +300,7 @@ def scratch(args, kind, task, src, tgt):
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
-    kinds = [kind for kind in args.encoder if kind in pretrain.KINDS]
+    kinds = [kind for kind in args.encoder if kind in SCRATCH]
     kinds += [CONTROL] if args.demo == "languages" and "pos" in args.task else []
     return list(dict.fromkeys(made for kind in kinds for task in args.task for src, tgt in pairs_of(args)
                               for made in scratch(args, kind, task, src, tgt)))
@@ -304,7 +308,7 @@ def scratch_encoders(args):
 def encoders(args, task, src, tgt):
     """The encoders of a pair: what --encoder names, or the folders of those that are pretrained for it."""
     for name in args.encoder:
-        made = scratch(args, name, task, src, tgt) if name in pretrain.KINDS else ()
+        made = scratch(args, name, task, src, tgt) if name in SCRATCH else ()
         yield from (each.folder for each in made) if made else [name]
 
 def pretraining(args):
@@ -355,11 +359,12 @@ class Run:
 
     def __init__(self, args):
         self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
+        self.faults = []   # tracebacks of what the kit did wrong, for the end
         on_gpu = self.device.type == "cuda"
-        args.precision = args.precision or ("bf16" if on_gpu else "fp32")
-        # bf16 would blur a grid: its 8 bits cannot tell neighbouring points apart.
-        self.scored_in = "tf32" if on_gpu and args.precision == "bf16" else "fp32"
-        torch.set_float32_matmul_precision("high" if self.scored_in == "tf32" else "highest")
+        args.precision = args.precision or usual_precision(self.device)
+        # bf16 would blur a grid, tf32 change the order of some points: REFERENCE.md has a table.
+        self.scored_in = "fp32"
+        torch.set_float32_matmul_precision("highest")
         self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
         self.watch = generate.Watch(self, pairs_of(args))
         if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
@@ -376,7 +381,9 @@ class Run:
 
     def encoder(self, task, name):
         """The pretrained heads.Encoder of a task."""
-        return generate.load_generator(name) if writes(task) else heads.load_encoder(name)
+        if writes(task):
+            return generate.load_generator(name)
+        return heads.load_encoder(name, self.args.precision)
 
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
@@ -476,8 +483,9 @@ class Run:
         """What tells some languages apart, from their training examples (generate.Languages)."""
         found = generate.Languages({lang: TASKS[task].read(self.source(task, lang, "train").path, lang)
                                     for lang in langs})
-        for said in found.describe():
-            self.ranks.say(f"{task}: {said}")
+        if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
+            for said in found.describe():
+                self.ranks.say(f"{task}: {said}")
         return found
 
     def predictions(self, predict, dev):
@@ -493,11 +501,17 @@ class Run:
         that is 5e6 products for each parameter; a GPU's products are cheap beside the start of a batch."""
         return math.inf if self.device.type == "cuda" else 5e6 / model.size
 
+def usual_precision(device):
+    """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"   # Ampere brought bf16
+
 def find_device(name):
     """The torch.device to compute on. Raises KitError where it is not there."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and torch.cuda.is_available():   # more processes than GPUs share them
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
     try:
         if name.split(":")[0] not in ("cuda", "cpu"):
             raise RuntimeError("this kit computes on CUDA or on the CPU")
@@ -682,6 +696,7 @@ def main(args):
     run = Run(args)
     if args.dry_run:
         return dry_run(args, models, pairs)
+    results.check_locks(Path(args.out))
     if args.demo:
         for part in run.ranks.take(demo.PARTS):
             demo.prepare(args.out, args.demo, part)
@@ -701,18 +716,21 @@ def main(args):
     for name, _, make in run.ranks.take(plot.plan(grids)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()
-    return report(run, grids, models, pairs) if run.ranks.rank == 0 else 0
+    code = report(run, grids, models, pairs) if run.ranks.rank == 0 else 0
+    print(*run.faults, sep="\n", end="", file=sys.stderr)
+    return code
 
 def check_data(run, models):
     """Fetch, read, encode and count the corpus files before anything is trained on them or written."""
     files = {}
     for unit in models:
         for lang in unit.langs:
-            for split in ("dev",) if unit.path(run.args.out).exists() else ("train", "dev"):
+            for split in ("dev",) if unit.path(run.args.out).exists() else data.SPLITS:
                 files[unit.task, unit.encoder, lang, split] = run.source(unit.task, lang, split)
-    if run.ranks.rank == 0:
+    if run.ranks.rank == 0:   # fetched, for its digest, is also what a finished model was trained on
+        train_sets = (run.source(task, lang, "train") for task, _, lang, _ in files)
         orders = (source for _, _, lang, _ in files for source in run.orders(lang))
-        data.fetch([*files.values(), *orders, *run.watch.sources()])
+        data.fetch([*files.values(), *train_sets, *orders, *run.watch.sources()])
     run.ranks.barrier()
     run.watch.read()
     for task, encoder, lang, split in run.ranks.take(list(files)):
@@ -727,8 +745,9 @@ def check_data(run, models):
     run.ranks.barrier()
 
 def attempt(run, unit, work, record, needs=()):
-    """Do a unit of work once all it needs is there; if it cannot be done, record why and go on."""
-    problem = ""
+    """Do a unit of work once all it needs is there; if it cannot be done, record why and go on.
+    A fault of the kit itself, no matter of its encoder or its device, is also kept for the end of the run."""
+    problem, trace = "", {}
     try:
         if missing := [str(need) for need in needs if run.ranks.outcome(need)]:
             raise UnitError(f"{unit}: it needs {', '.join(missing)}.")
@@ -736,12 +755,18 @@ def attempt(run, unit, work, record, needs=()):
         record.unlink(missing_ok=True)
     except UnitError as e:
         problem = str(e)
-    except (RuntimeError, MemoryError) as e:
-        if not results.out_of_memory(e):
-            raise
-        problem = f"{unit}: a single example does not fit into memory ({str(e).splitlines()[0]})."
+    except (KitError, OSError):   # of a file, which others need too
+        raise
+    except Exception as e:
+        find_device(str(run.device))   # raises KitError where an error has spoilt it for all others, too
+        why = (str(e).strip() or repr(e)).splitlines()[0]
+        said = "a single example does not fit into memory" if results.out_of_memory(e) else type(e).__name__
+        problem, trace = f"{unit}: {said} ({why}).", {"traceback": traceback.format_exc()}
+        raised_in = Path(traceback.extract_tb(e.__traceback__)[-1].filename)
+        if raised_in.parent == Path(__file__).parent and not isinstance(e, (RuntimeError, MemoryError)):
+            run.faults.append(trace["traceback"])
     if problem:
-        results.write(record, json.dumps({"problem": problem, **settings(run.args, unit)}).encode())
+        results.write(record, json.dumps({"problem": problem, **settings(run.args, unit), **trace}).encode())
         run.ranks.say(problem)
     run.ranks.finish(unit, problem)
 
@@ -792,5 +817,5 @@ def answer(args):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    many = ARGS.demo and not ARGS.dry_run and ARGS.device in (None, "cpu") and "RANK" not in os.environ
+    many = ARGS.demo and not ARGS.dry_run and ARGS.device == "cpu" and not os.environ.get("RANK")
     sys.exit(on_every_core(ARGS) if many else answer(ARGS))

@@ -4,14 +4,16 @@ Every file is written by one process at a time and is whole or not there; a jour
 torn line, which is done again. What a killed run leaves behind the next run of the same command takes over.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from tqdm import tqdm
@@ -34,7 +36,7 @@ class Ranks:
         from torch import distributed
         self.rank, self.world, self.store, self.shares, self.said = 0, 1, distributed.HashStore(), 0, 0
         self.bar = None     # of the whole run
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if launched():
             forever = timedelta(days=30)
             self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=forever))
         self.quiet = True if self.rank else None   # of progress bars: on a terminal, and by rank 0 alone
@@ -95,7 +97,38 @@ class Ranks:
             raise KitError(f"Another process of this run has ended, so this one (rank {self.rank}) stops too "
                            f"({str(e).splitlines()[0]}). The same command continues.") from None
 
+def launched():
+    """Whether torchrun's variables name several processes. Raises KitError where they make no sense."""
+    names = "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"
+    world, rank, address, port = values = [os.environ.get(name, "") for name in names]
+    if world in ("", "1") and rank in ("", "0"):
+        return False
+    if not (all(map(str.isdecimal, (world, rank, port))) and address and int(rank) < int(world)):
+        said = ", ".join(f"{name} is {value or 'not set'}" for name, value in zip(names, values))
+        raise KitError(f"The environment is not that of torchrun: {said}. Start the processes with torchrun, "
+                       "or unset WORLD_SIZE and RANK for one process alone.")
+    return True
+
 # ---- files ------------------------------------------------------------------------------------------------
+
+def lock(f, path, wait=False):
+    """Lock an open file. Raises KitError where another process has it or its file system has no locks."""
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KitError(f"Another process is writing {path}: wait for it, or take another --out.") from None
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        raise KitError(f"The file system of {path} has no file locks ({e.strerror}), which keep two runs "
+                       "from writing one file. Give another folder, or mount it with locks, as Lustre by "
+                       "the option flock.") from None
+
+def check_locks(path):
+    """Raise KitError where a file or folder, there or to be made, is on a file system without locks."""
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:   # what cannot be written is told later
+        lock(f, path)
 
 @contextmanager
 def locked(path, wait=False):
@@ -103,11 +136,7 @@ def locked(path, wait=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "a+b") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise KitError(f"Another process is writing {path}: wait for it, "
-                               "or take another --out.") from None
+            lock(f, path, wait)
             yield f
     except OSError as e:
         e.filename = e.filename or str(path)   # a full disk gives no name

@@ -23,15 +23,20 @@ class Settings(NamedTuple):
     lr: float                  # at its peak
     evaluate_at: list          # the steps after which `evaluate` is called; the last one is `steps`
     seed: int = 0              # of dropout
-    warmup: float = 0.1        # share of the steps (App. A)
+    warmup: int | None = None  # steps; None: a tenth of all (App. A)
     betas: tuple = (0.9, 0.99)  # the authors' code
     clip: float | None = None  # largest norm of the gradient
-    precision: str = "fp32"    # or bf16, by autocast: parameters, embeddings and normalisation stay fp32
+    precision: str = "fp32"    # or bf16, fp16 by autocast: parameters, embeddings, normalisation stay fp32
 
     def rate(self, step):
         """The learning rate at a step: linear warm-up, then linear decay to 0 (App. A)."""
-        warm = int(self.warmup * self.steps)
+        warm = self.steps // 10 if self.warmup is None else self.warmup
         return self.lr * (step / warm if step < warm else (self.steps - step) / (self.steps - warm))
+
+def autocast(device, precision):
+    """The context in which a model computes in bf16 or fp16 on a type of device; of fp32 an empty one."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, kind, enabled=precision != "fp32")
 
 def train(model, batches, evaluate, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
@@ -51,8 +56,8 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             if not math.isfinite(loss):
                 results.clear(training.path.parent)
                 journal.truncate(0)
-                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
-                                "kept. Try a lower --lr.")
+                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was kept. "
+                                "Try a lower --lr" + (", or fp32." if settings.precision == "fp16" else "."))
             model.eval()
             record, keep = evaluate(training.records)
             logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}
@@ -68,6 +73,8 @@ class Training:
         self.parameters = dict(model.named_parameters())
         self.device = next(iter(self.parameters.values())).device
         self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=settings.betas, fused=True)
+        # In fp16 small gradients would be 0: the loss is scaled up, and a step that overflows left out.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step, self.parts, self.kept, self.best, self.records = 0, 1, {}, {}, []
         self.saved, self.cost = time.time(), 0.0
         if self.path.exists():
@@ -84,11 +91,14 @@ class Training:
             self.adam.param_groups[0]["lr"] = self.settings.rate(self.step)
             total += self.gradient(batches)
             if self.settings.clip:
+                self.scaler.unscale_(self.adam)
                 torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-            self.adam.step()
+            self.scaler.step(self.adam)
+            self.scaler.update()
             self.adam.zero_grad()
             bar.update()
         self.step = until
+        total += 0 * sum(p.detach().sum() for p in self.parameters.values())   # NaN if the last step gave one
         return total.item() / (until - first)
 
     def gradient(self, batches):
@@ -107,9 +117,9 @@ class Training:
     def accumulate(self, parts):
         total, number = torch.zeros((), device=self.device), sum(part.count for part in parts)
         for part in parts:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            with autocast(self.device.type, self.settings.precision):
                 loss = self.model.loss(part) * (part.count / number)
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
 
@@ -132,7 +142,8 @@ class Training:
         tensors |= {f"{moment}.{name}": value for name, p in self.parameters.items()
                     for moment, value in self.adam.state[p].items()}
         results.save_tensors(self.path, tensors, {"config": self.config, "step": self.step,
-                                                  "kept": self.kept, "parts": self.parts})
+                                                  "kept": self.kept, "parts": self.parts,
+                                                  "scaler": self.scaler.state_dict()})
 
     @torch.no_grad()
     def restore(self):
@@ -141,6 +152,7 @@ class Training:
         results.check_same(self.config, about["config"], self.path)
         try:
             self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
+            self.scaler.load_state_dict(about.get("scaler", {}))
             logged = results.read_lines(self.journal, self.journal.name)
             self.records = [record for record in logged if record["step"] <= self.step]
             for name, p in self.parameters.items():

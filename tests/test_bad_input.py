@@ -1,6 +1,7 @@
 """Bad input: each mistake is answered by one sentence that names place, value and remedy, by exit code 2 and
 by nothing kept. Corrupted files end in such a sentence or are read as another, simpler reader reads them."""
 
+import errno
 import json
 import random
 import re
@@ -11,13 +12,16 @@ import urllib.request
 from unittest.mock import Mock
 
 import pytest
+import safetensors.torch
 import transformers
 from conftest import write_encoder
 from test_files import corrupt
 
+import data
 import heads
 import plot
 import reproduce
+import results
 
 TREES = "ud/UD_English-EWT/en_ewt-ud-train.conllu"
 FILE = {"pos": TREES, "parsing": TREES, "ner": "panx/en/train",
@@ -97,6 +101,7 @@ def again(kit):
     ("--lr nan", "--lr|'nan'"), ("--lr inf", "--lr|'inf'"), ("--lr 0", "--lr|'0'"),
     ("--task chunking", "--task|chunking|xnli"), ("--task pos,ner", "'pos,ner'|by spaces"),
     ("--src en+en", "--src en+en|twice"), ("--align 5", "--align|--encoder scratch"),
+    ("--tgt en.inversion --parallel", "en.inversion|--parallel"),
     ("--text en.txt", "--text|--encoder scratch"), ("--encoder scratch", "--encoder scratch|--text"),
     ("--src tlh", "tlh|one of ar, de, en"), ("--tgt de EN", "EN|lower case"),
     ("--part tail", "--part|tail|encoder"), ("--precision fp8", "--precision|fp8|bf16"),
@@ -191,6 +196,43 @@ def test_other_architectures_are_used_if_they_can_be(kit, spoilt, kind, settings
     else:
         assert kit.run(encoder=spoilt) == 0
 
+@pytest.mark.parametrize("name", ["embeddings.LayerNorm.bias", "encoder.layer.0.output.dense.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_an_encoder_whose_weights_are_not_finite(kit, spoilt, name, value):
+    tensors = safetensors.torch.load_file(spoilt / WEIGHTS)
+    tensors[name].view(-1)[3] = value
+    safetensors.torch.save_file(tensors, spoilt / WEIGHTS, {"format": "pt"})
+    kit.refuses(f"{spoilt}|{name} holds NaN or infinity", encoder=spoilt)
+    assert "--lr" not in kit.error
+
+def test_an_encoder_that_does_not_run_in_lower_precision(kit, spoilt):
+    transformers.DebertaModel(transformers.DebertaConfig(vocab_size=30, **SMALL)).save_pretrained(spoilt)
+    for precision in ("bf16", "fp16"):
+        kit.refuses(f"{spoilt}|does not run in {precision}|fp32", encoder=spoilt, precision=precision)
+    assert kit.run(encoder=spoilt, precision="fp32") == 0
+
+def test_a_local_folder_may_begin_like_an_encoder_that_is_pretrained_here(kit, spoilt, monkeypatch):
+    monkeypatch.chdir(spoilt.rename(spoilt.with_name("scratch-run")).parent)
+    assert kit.run(encoder="scratch-run") == 0
+
+@pytest.mark.parametrize("env, words", [
+    ("WORLD_SIZE=2", "RANK is not set|torchrun"), ("RANK=3", "WORLD_SIZE is not set|torchrun"),
+    ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost", "MASTER_PORT is not set"),
+    ("WORLD_SIZE=two RANK=0 MASTER_ADDR=localhost MASTER_PORT=1", "WORLD_SIZE is two"),
+    ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=localhost MASTER_PORT=1", "RANK is 2"), ("WORLD_SIZE= RANK=", "")])
+def test_variables_of_a_launcher_that_did_not_start_this_process(kit, monkeypatch, env, words):
+    for name, value in (pair.split("=") for pair in env.split()):
+        monkeypatch.setenv(name, value)
+    kit.refuses(words, "--dry-run") if words else kit.run("--dry-run") == 0
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_before_a_corpus_is_read(kit, monkeypatch, number):
+    monkeypatch.setattr(results.fcntl, "flock", Mock(side_effect=OSError(number, "flock")))
+    monkeypatch.setattr(data, "load", Mock(side_effect=AssertionError))
+    kit.refuses(f"{kit.out} has no file locks|another folder")
+    with pytest.raises(results.KitError, match="no file locks"):   # before anything is fetched
+        data.fetch([data.ud_file(kit.folder / "new", "en", "train")])
+
 def test_an_encoder_with_too_few_positions_for_a_window(kit, tmp_path):
     short = write_encoder(tmp_path / "short", max_position_embeddings=16)
     kit.refuses(f"{short} has 16 positions", encoder=short)
@@ -228,6 +270,17 @@ def test_a_loss_that_is_no_number_stops_that_model_alone_and_keeps_nothing_of_it
     assert kept == {"models/pos/encoder/de-en/seed1", "models/pos/encoder/de/seed1"}
     monkeypatch.setattr(heads.Linear, "loss", loss)
     assert kit.run(epochs=2) == 0 and "already trained" in kit.said and "continued" not in kit.said
+
+def test_a_last_step_that_spoils_the_parameters_is_a_loss_that_is_no_number(kit, monkeypatch):
+    calls, loss = [], heads.Linear.loss
+
+    def spoiling(self, h, batch):
+        calls.append(1)
+        spoilt = (0 * h.sum()).sqrt() if len(calls) == 10 else 0   # 0, its gradient NaN
+        return loss(self, h, batch) + spoilt
+
+    monkeypatch.setattr(heads.Linear, "loss", spoiling)
+    assert kit.run("--select", "last") == 3 and "de+en seed 1: the loss became nan before step 10" in kit.said
 
 def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_a_result(kit):
     assert kit.run(lr=1e11) in (0, 3) and kit.run(lr=1e-12, out=kit.folder / "small") in (0, 2)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import real, windows
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
 import heads
+from results import KitError
 
 CONLLU = """# sent_id = 1
 1-2\tim\t_\t_\t_\t_\t_\t_\t_\t_
@@ -32,6 +34,15 @@ def tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     return AutoTokenizer.from_pretrained(tmp_path)
+
+def test_a_tokenizer_that_puts_its_special_tokens_after_a_sentence_is_refused_for_that():
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "<sep>": 2, "<cls>": 3}, unk_token="<unk>"))
+    marks = [("<sep>", 2), ("<cls>", 3)]   # as in XLNet, which has no limit of positions: -1
+    words.post_processor = processors.TemplateProcessing("$A <sep> <cls>", special_tokens=marks)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>",
+                                        sep_token="<sep>", cls_token="<cls>", model_max_length=-1)
+    with pytest.raises(KitError, match="a special token before and after a sentence"):
+        data.special(tokenizer)
 
 @pytest.fixture
 def conllu(tmp_path):

@@ -351,8 +351,9 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
     text = (tmp_path / "report.md").read_text()
     links = re.findall(r"\((figures/[^)]*)\)", text)
     assert len(links) == 6 and all((tmp_path / link).is_file() for link in links)  # lines, norms, variance
-    for part in ("    reproduce.py --demo\n", plot.table(plot.summary(grids)), "A toy.", "| UAS ", plot.RULES,
-                 "seed 3, target-only model 18.0 on DE", "## Missing\n\n- NER seed 2: no.\n\n## Scores"):
+    for part in ("    reproduce.py --demo\n", plot.table(plot.summary(grids)), "A toy.", "| UAS ",
+                 plot.RULES.format(0, 1), "seed 3, target-only model 18.0 on DE",
+                 "## Missing\n\n- NER seed 2: no.\n\n## Scores"):
         assert part in text
     table, rules = text.split("## The paper's claims")[1].split("- Source stays flat", 1)
     for row, (claim, _, *limits) in zip(plot.claims(grids), plot.CLAIMS, strict=True):
@@ -360,6 +361,8 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
         assert f"{row['verdict']:12}{claim}\n" in said + "\n" and all(limit in rules for limit in limits)
     assert "Missing: NER seed 2: no." in said and "18.0 on DE" in said.replace("\n", " ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]
+    plot.report([*grids, grid(lines=False, tgt="fr")], tmp_path / "plane", "x")
+    assert "a\ncase has a plane (here 1 of 2) the gradient" in (tmp_path / "plane/report.md").read_text()
     assert "not tested" in plot.report([], tmp_path / "none", "x")  # without a single whole run
     assert "## Figures" not in (tmp_path / "none/report.md").read_text()
 

@@ -85,9 +85,12 @@ def test_a_text_has_no_trees_to_be_derived_from(text, tmp_path):
     ("scratch", "en", "de", ["x/b.txt", "a.txt", "c.de.txt"], [0], ["b-a-c.de"]),
     ("scratch-random", "en", "de", ["a.txt", "b.txt"], [0], ["a-b-random"]),
     ("scratch-random", "en", T, ["a.txt"], [5], [f"en-{T}-random"]),
-    ("scratch-original", "en", T, ["a.txt", "b.txt"], [5], ["en"])])
+    ("scratch-original", "en", T, ["a.txt", "b.txt"], [5], ["en"]),
+    ("scratch", "en", "de", ["a.txt", "b.txt"], [0], ["a-b-bart"]),
+    ("scratch-random", "en", "de", ["a.txt", "b.txt"], [0], ["a-b-random-bart"]),
+    ("scratch-original", "en", "de", ["a.txt", "b.txt"], [0], ["a-bart"])])
 def test_the_encoders_of_a_pair(kind, src, tgt, texts, weights, folders):
-    made = pretrain.scratch("o", kind, src, tgt, texts, weights)
+    made = pretrain.scratch("o", kind, src, tgt, texts, weights, writes=folders[0].endswith("bart"))
     assert [encoder.folder for encoder in made] == [f"o/{name}" for name in folders]
     assert all(encoder.texts == tuple(texts if kind != "scratch-original" else texts[:1]) for encoder in made)
 

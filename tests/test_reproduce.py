@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -48,14 +49,50 @@ def lines(path):
 
 # ---- fine-tuning ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("total", [7, 10, 125, 1965])
-def test_warm_up_and_decay_are_transformers_linear_schedule(total):
-    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = transformers.get_linear_schedule_with_warmup(adam, int(0.1 * total), total)
+@pytest.mark.parametrize("total, warmup", [(7, None), (10, None), (1965, None), (100, 29), (57, 57), (9, 0)])
+def test_warm_up_and_decay_are_transformers_linear_schedule(total, warmup):
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    warm = int(0.1 * total) if warmup is None else warmup
+    schedule = transformers.get_linear_schedule_with_warmup(adam, warm, total)
     for step in range(total):
-        assert train.Settings(total, 1.0, []).rate(step) == pytest.approx(schedule.get_last_lr()[0])
+        rate = train.Settings(total, 3e-4, [], warmup=warmup).rate(step)
+        assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-15, abs=0)
         adam.step()
         schedule.step()
+
+class Squares(torch.nn.Linear):
+    def loss(self, batch):
+        assert (out := self(batch.x)).dtype == torch.float16
+        return out.float().square().mean()
+
+@pytest.mark.parametrize("clip, gradient", [(None, 3.0), (1.0, 0.5)])
+def test_fp16_leaves_steps_that_overflow_out_and_goes_on_with_its_scale(tmp_path, clip, gradient):
+    def run(folder, stopped=False):
+        model, batch = Squares(3, 1), Mock(x=torch.ones(1, 3), count=1)
+        torch.nn.init.constant_(model.weight, 0.5)   # it gives 1.5: scales above 2 ** 14 overflow
+        torch.nn.init.zeros_(model.bias)
+        chosen = train.Settings(8, 1e-9, [4, 8], warmup=0, clip=clip, precision="fp16")
+
+        def evaluate(records):
+            if records and stopped:
+                raise InterruptedError
+            return {}, True
+
+        with results.locked(tmp_path / folder / "train.jsonl") as journal:
+            return train.train(model, lambda *_: [batch], evaluate, chosen, {}, journal, "x", results.Ranks())
+
+    with pytest.raises(InterruptedError):
+        run("stopped", stopped=True)
+    about, tensors = results.load_tensors(tmp_path / "stopped/state.safetensors")
+    assert about["scaler"]["scale"] == 2 ** 14 and tensors["step.weight"] == 2   # of 4
+    assert tensors["exp_avg.weight"][0].tolist() == pytest.approx([gradient * (1 - .9 ** 2)] * 3, rel=1e-3)
+    assert results.digest(run("stopped")[1]) == results.digest(run("whole")[1])
+
+@pytest.mark.parametrize("capability, precision", [((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+def test_a_gpu_trains_in_what_it_computes_itself(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert r.usual_precision(torch.device("cuda")) == precision
+    assert r.usual_precision(torch.device("cpu")) == "fp32"
 
 def test_all_models_of_a_seed_start_alike_head_included_and_share_nothing(make):
     run = make()
@@ -154,7 +191,8 @@ def test_training_learns_and_logs_each_dev_scoring(make):
 def test_a_batch_cut_into_parts_has_the_same_gradient(make, task):
     run = make(task=task)
     model, examples = run.model(pair_of(run)).eval(), run.examples(task, run.args.encoder[0], "en", "train")
-    gradients, fake = [], Mock(model=model, device=run.device, settings=train.Settings(1, 1.0, [1]))
+    gradients, fake = [], Mock(model=model, device=run.device, settings=train.Settings(1, 1.0, [1]),
+                               scaler=torch.amp.GradScaler(enabled=False))
     for parts in (1, 3, 8):
         cut = np.array_split(np.arange(8), parts)
         train.Training.accumulate(fake, [examples.batch(part) for part in cut])
@@ -318,21 +356,6 @@ def test_every_unit_is_taken_once_and_its_outcome_is_known_to_all():
     second.finish("a", "it failed")
     assert first.outcome("a") == "it failed"
 
-def test_one_bar_counts_what_all_processes_have_finished(monkeypatch):
-    first, second = results.Ranks(), results.Ranks()
-    second.store, second.rank = first.store, 1
-    first.quiet = False
-    monkeypatch.setattr(results.tqdm, "write", lambda text: None)
-    first.expect(3)
-    second.finish("a")
-    second.finish("b", "it failed")
-    assert first.bar.n == 0
-    first.say()
-    assert first.bar.n == 2 and first.bar.total == 3
-    first.finish("c")
-    assert first.bar.n == 3
-    first.bar.close()
-
 def test_a_store_that_is_gone_is_told_in_a_sentence():
     ranks = results.Ranks()
     ranks.store = Mock(**{"add.side_effect": RuntimeError("Connection reset by peer\nmore")})
@@ -406,6 +429,42 @@ def test_one_diverged_model_leaves_the_rest_and_is_named(line, tmp_path, monkeyp
     monkeypatch.undo()
     assert r.answer(two) == 0   # the same command fills what is missing
     assert not list(out.rglob("*failed*")) and (out / "grids/pos/encoder/en-de/seed1.jsonl").exists()
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), None])
+def test_a_unit_that_raises_is_recorded_and_a_fault_of_the_kit_is_shown_at_the_end(
+        line, tmp_path, monkeypatch, capsys, error):
+    finetune, out = r.finetune, tmp_path / "out"
+
+    def failing(run, unit):
+        with monkeypatch.context() as patch:
+            if unit.langs == ("de",) and error:
+                patch.setattr(heads.Model, "loss", Mock(side_effect=error))
+            elif unit.langs == ("de",):
+                patch.setattr(r, "batch_order", None)
+            finetune(run, unit)
+
+    monkeypatch.setattr(r, "finetune", failing)
+    assert r.answer(r.parse_arguments(line("--lines-only", "--tgt", "de", "en", "--src", "en", "de"))) == 3
+    said, reason = capsys.readouterr(), "no kernel image" if error else "'NoneType' object is not callable"
+    assert (out / "models/pos/encoder/en/seed1/model.safetensors").exists() and f"({reason})" in said.out
+    failed = json.loads((out / "models/pos/encoder/de/seed1/failed.json").read_text())
+    assert reason in failed["problem"] and "in finetune" in failed["traceback"]
+    assert ("Traceback" in said.err) == (error is None)
+
+def test_corpus_files_that_are_gone_are_fetched_for_grids_of_finished_models(line, tmp_path, monkeypatch):
+    folder, fetched = shutil.copytree(line()[3], tmp_path / "data"), []
+    argv = line("--lines-only", "--data", str(folder))
+    assert r.answer(r.parse_arguments(argv)) == 0
+    grid, gone = next(tmp_path.glob("out/grids/**/*.jsonl")), data.ud_file(folder, "en", "train").path
+    whole, content = grid.read_bytes(), gone.read_bytes()
+    grid.unlink(), gone.unlink()
+    monkeypatch.setattr(data, "download", lambda source: fetched.append(source.path) or content)
+    assert r.answer(r.parse_arguments(argv)) == 0 and fetched == [gone] and grid.read_bytes() == whole
+
+def test_demos_take_the_cpu_where_there_is_a_gpu():
+    assert r.parse_arguments(["--demo"]).device == "cpu"
+    assert r.parse_arguments(["--demo", "--device", "cuda"]).device == "cuda"
+    assert r.parse_arguments("--task pos --src en --tgt de".split()).device is None
 
 def test_a_wrong_flag_is_answered_in_one_line_before_the_slow_imports_are_announced():
     done = command("--task", "pos", "--src", "en", "--tgt", "de", "--seeds", "1,2")
