@@ -136,7 +136,7 @@ WORDS = "encoder.embeddings.word_embeddings"
 
 @pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
 @pytest.mark.parametrize("kind, settings", [
-    ("Bert", dict(pad_token_id=4)), ("XLMRoberta", dict(pad_token_id=0)),
+    ("Bert", dict(pad_token_id=4)), ("XLMRoberta", dict(pad_token_id=0, max_position_embeddings=129)),
     ("Albert", dict(embedding_size=16, inner_group_num=2))])
 def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
         make, tmp_path, monkeypatch, kind, settings, task):
