@@ -101,7 +101,7 @@ def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
     assert [window[:2] for window in windows(encoded)] == [([0, 7, 3, 5, 6, 2], [1, 2, 3])]
     chinese, trimmed = sentencepiece(["▁", "你", "好"]), sentencepiece(["▁house", "a", "b"])
     assert data.subwords(["你好", "a"], chinese) == {"你好": [5, 6], "a": [3]}   # without ▁a
-    assert data.subwords(["zab", "house"], trimmed) == {"zab": [3, 5, 6], "house": [4]}   # without ▁: <unk> a b
+    assert data.subwords(["zab", "house"], trimmed) == {"zab": [3, 5, 6], "house": [4]}   # <unk> a b
 
 def byte_level(space=False):
     """Byte-level BPE trained on two words, as RoBERTa has it; space: one is put before a text."""
