@@ -529,7 +529,8 @@ def subwords(words, tokenizer):
     words, before, own = list(dict.fromkeys(words)), border(tokenizer), plain(tokenizer)
     marked = not before and tokenizer.tokenize(PHRASES[0])[0].startswith("▁")   # else ▁ is text as any other
     lone = tokenizer.backend_tokenizer.token_to_id("▁") if marked else None     # None: in no vocabulary
-    ids = tokenizer([before + word for word in words], add_special_tokens=False).input_ids if words else []
+    texts = [before + word for word in words] or ""
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
     return {w: [*map(own, i[1:] if i and i[0] == lone else i)] for w, i in zip(words, ids, strict=True)}
 
 def plain(tokenizer):
@@ -599,7 +600,8 @@ def encode_pairs(examples, tokenizer, split, label):
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
-                        max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True)
+                        max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True,
+                        return_attention_mask=False)
         for ids, marks, types, rows in zip(out.input_ids, out.special_tokens_mask, out.token_type_ids, gold):
             ids = [i if mark else own(i) for i, mark in zip(ids, marks)]
             encoded.add(ids, [0], rows, second=types.index(1) if 1 in types else 1 << 30)

@@ -237,6 +237,42 @@ def test_an_encoder_with_too_few_positions_for_a_window(kit, tmp_path):
     short = write_encoder(tmp_path / "short", max_position_embeddings=16)
     kit.refuses(f"{short} has 16 positions", encoder=short)
 
+@pytest.mark.parametrize("positions, pad, room", [(130, 1, 128), (514, 1, 512), (200, 3, 196)])
+def test_windows_follow_the_positions_that_robertas_kind_can_use(kit, spoilt, positions, pad, room):
+    settings = dict(vocab_size=30, max_position_embeddings=positions, pad_token_id=pad, **SMALL)
+    transformers.RobertaModel(transformers.RobertaConfig(**settings)).save_pretrained(spoilt)
+    edit(spoilt / TOKENIZER, put(model_max_length=10 ** 6))
+    assert heads.load_encoder(str(spoilt)).tokenizer.model_max_length == room
+    rows = "\n".join(f"{i}\tabcdeabcde\t_\tX\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_"
+                     for i in range(1, 121))
+    edit(kit.data / FILE["parsing"].replace("train", "dev"), lambda c: c + rows.encode() + b"\n\n")
+    assert kit.run(encoder=spoilt, task="parsing") == 0
+
+def test_a_tokenizer_file_is_followed_where_the_library_builds_another(kit, spoilt, capsys):
+    whole = heads.load_encoder(str(spoilt)).tokenizer
+    whole.save_pretrained(spoilt)
+    edit(spoilt / TOKENIZER, put(do_lower_case=True))
+    again = heads.load_tokenizer(str(spoilt))
+    assert again(heads.PROBE).input_ids == whole(heads.PROBE).input_ids
+    assert f"warning: {spoilt}/tokenizer.json is followed" in capsys.readouterr().err
+
+def test_a_sentencepiece_model_alone_is_read_or_what_it_takes_is_said(kit, tmp_path):
+    write_encoder(tmp_path / "alone")
+    (tmp_path / "alone" / "vocab.txt").rename(tmp_path / "alone" / "sentencepiece.bpe.model")
+    edit(tmp_path / "alone" / TOKENIZER, put(tokenizer_class="XLMRobertaTokenizer"))
+    try:
+        import google.protobuf
+        import sentencepiece
+    except ImportError:
+        return kit.refuses("pip install sentencepiece protobuf|tokenizer.json", encoder=tmp_path / "alone")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc abd", "bcd", "a b c d e f g h i j", "ghij ab"] * 9), vocab_size=19,
+        minloglevel=2, model_prefix=str(tmp_path / "alone" / "sentencepiece.bpe"))
+    assert google.protobuf and kit.run(encoder=tmp_path / "alone") == 0
+    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "alone" / "sentencepiece.bpe.model"))
+    ids = heads.load_tokenizer(str(tmp_path / "alone"))("abd ghijab").input_ids
+    assert ids[1:-1] == [i + 1 for i in pieces.encode("abd ghijab")]   # XLM-R's has a token more in front
+
 def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
     calls = []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

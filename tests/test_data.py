@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import real, windows
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import data
@@ -87,18 +88,70 @@ def test_a_word_without_subwords_is_unknown_and_still_read(tokenizer):
     assert windows(encoded) == [(ids, [1, 2, 3], [(1,), (2,), (3,)], True, 1 << 30)]
     assert encoded.counts["unknown"] == 1
 
-def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    pieces = "<s> <pad> </s> <unk> ▁ ▁a b 你好".split()
+def sentencepiece(pieces, **metaspace):
+    """A SentencePiece tokenizer, as XLM-R has it, of these pieces, the first ones being the likeliest."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *pieces]
     unigram = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
-    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(**metaspace)
+    return fast(unigram)
+
+def fast(tokenizer):
     ends = [("<s>", 0), ("</s>", 2)]
-    unigram.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    t = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>", pad_token="<pad>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>",
+                                   bos_token="<s>", eos_token="</s>")
+
+def test_the_lone_word_start_piece_of_a_sentencepiece_tokenizer_is_dropped():
+    t = sentencepiece("▁ ▁a b 你好".split())
     assert t("你好").input_ids == [0, 4, 7, 2]
     assert data.subwords(["你好", "ab", "▁", "c"], t) == {"你好": [7], "ab": [5, 6], "▁": [], "c": [3]}
     encoded = data.encode_words([(["你好", "▁", "ab"], [(1,), (2,), (3,)])], t, "dev", "x")
     assert [window[:2] for window in windows(encoded)] == [([0, 7, 3, 5, 6, 2], [1, 2, 3])]
+    chinese, trimmed = sentencepiece(["▁", "你", "好"]), sentencepiece(["▁house", "a", "b"])
+    assert data.subwords(["你好", "a"], chinese) == {"你好": [5, 6], "a": [3]}   # without ▁a
+    assert data.subwords(["zab", "house"], trimmed) == {"zab": [3, 5, 6], "house": [4]}   # <unk> a b
+
+def byte_level(space=False):
+    """Byte-level BPE trained on two words, as RoBERTa has it; space: one is put before a text."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(["a tree", "this tree"], trainers.BpeTrainer(
+        vocab_size=290, show_progress=False, initial_alphabet=alphabet,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"]))
+    return fast(bpe)
+
+@pytest.mark.parametrize("t, before", [
+    (byte_level(), " "), (byte_level(space=True), ""), (sentencepiece("▁ ▁a ▁t ▁tree a r".split()), ""),
+    (sentencepiece("▁ ▁a ▁tree a t r e".split(), prepend_scheme="never"), " ")])
+def test_words_have_the_subwords_of_running_text_and_are_read_at_the_first(t, before):
+    words = ["tree", "a", "a", "tree", "tar"]
+    running = t(before + " ".join(words)).input_ids
+    [(ids, read, *_)] = windows(data.encode_words([(words, [(1,)] * 5)], t, "dev", "x"))
+    assert ids == running and data.border(t) == before
+    firsts = [t.tokenize(before + word)[0] for word in words]
+    assert t.convert_ids_to_tokens([ids[place] for place in read]) == firsts
+    assert {token[0] for token in firsts} <= {"▁", "\u0120"}
+
+def test_a_tokenizer_that_reads_words_by_their_neighbours_is_refused():
+    whole = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
+    with pytest.raises(KitError, match="in running text otherwise than alone"):   # a text is one word
+        data.subwords(["a"], fast(whole))
+
+def test_text_that_spells_a_special_token_is_text(tokenizer, encoder):
+    tokenizer.split_special_tokens = True   # as heads.load_tokenizer has it
+    assert heads.load_encoder(str(encoder)).tokenizer.split_special_tokens
+    for t in (tokenizer, sentencepiece("▁ ▁a b".split())):   # that has </s> as a piece
+        kit = {*t.all_special_ids} - {t.unk_token_id}
+        marks = t.convert_ids_to_tokens([*kit])
+        texts = ("a b", "b"), (f"a {' '.join(marks)}", f"b {marks[0]}")
+        pairs = data.encode_pairs([(pair, [(1,)]) for pair in texts], t, "dev", "x")
+        plain, spelt = (window[0] for window in windows(pairs))
+        assert [i for i in spelt if i in kit] == [i for i in plain if i in kit] and len(spelt) > len(plain)
+        assert not kit & {*chain(*data.subwords(marks, t).values())}
+        [(ids, *_)] = windows(data.encode_sentences([f"a {marks[0]} b"], t))
+        assert len([i for i in ids if i in kit]) == 2
 
 @pytest.mark.parametrize("seed", range(20))
 def test_windows_read_every_word_once_with_left_context(seed):

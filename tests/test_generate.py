@@ -185,6 +185,8 @@ def test_words_of_several_languages():
     assert generate.words("Don't \u2014 go to B\u00fcRO 7!") == ("don", "t", "go", "to", "b\u00fcro", "7")
     assert generate.words("BBC\u4e2d\u6587\u7db2\uff0c2021") == ("bbc", "\u4e2d", "\u6587", "\u7db2", "2021")
     assert generate.words(hindi) == (hindi,) and generate.words("e\u0301t\u00e9 ?!") == ("\u00e9t\u00e9",)
+    hidden = "Ge\u00adb\u00e4ude \u0645\u06cc\u200c\u0631\u0648\u0645 a\u200bb <extra_id_0>c<extra_id_12>"
+    assert generate.words(hidden) == ("geb\u00e4ude", "\u0645\u06cc\u0631\u0648\u0645", "a", "b", "c")
     scripts = {"a7": "LATIN", "\u0416\u0438": "CYRILLIC", "\u4e2d": "CJK", hindi: "DEVANAGARI", "7": None}
     assert {word: generate.script(word) for word in scripts} == scripts
 
@@ -206,6 +208,15 @@ def test_languages_of_different_scripts_are_told_by_script_but_for_words_they_sh
     judged = [languages.judge(output, "B") for output in outputs]
     assert judged == [(True, 1, 2), (False, 1, 3), (False, 0, 0)]
     assert languages.tested == {lang: {"outputs": (60, 60), "words": (120, 120)} for lang in "AB"}
+
+def test_a_language_may_have_several_scripts():
+    latin, cyrillic, georgian = "abcde", "\u0430\u0431\u0432\u0433\u0434", "\u10d0\u10d1\u10d2\u10d3\u10d4"
+    both = [*invented(cyrillic, cyrillic), *invented(latin, latin, 30)]
+    told = generate.Languages({"X": both, "Y": invented(georgian, georgian)})
+    assert [told.whose(word, "X") for word in ("badcea", "\u0431\u0430\u0434\u0433", georgian)] == [1, 1, -1]
+    rare = [*invented(georgian, georgian), ("abc", "abc")]   # one word in a thousand makes no script
+    told = generate.Languages({"sr": invented(cyrillic, cyrillic), "Y": rare})
+    assert [told.whose("badcea", lang) for lang in ("sr", "Y")] == [1, -1]   # sr by the table
 
 def test_the_chance_of_a_word_by_hand():
     language = generate.Language(["ab ab b 7"])   # two words, one of them seen once; three running words
@@ -285,6 +296,7 @@ def test_titles_are_read_in_both_formats_cut_and_counted(bart, tmp_path):
 @pytest.mark.parametrize("line, problem", [
     ("{source: 1}", "is no JSON object"), ("[1]", "is no JSON object"), ("", "is no JSON object"),
     ('{"source": "a"}', "'target' is None"), ('{"source": "a", "target": " "}', "'target' is ' '"),
+    ('{"source": "a", "target": "b \\udc4d"}', "'target' has .*udc4d.*half of a character"),
     ('{"target": "b"}', "'source' is None"), ('{"text": 1, "title": "b"}', "'text' is 1")])
 def test_a_line_that_is_no_title_is_told(tmp_path, line, problem):
     path = tmp_path / "dev.jsonl"
