@@ -56,8 +56,9 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
             if not math.isfinite(loss):
                 results.clear(training.path.parent)
                 journal.truncate(0)
-                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was kept. "
-                                "Try a lower --lr" + (", or fp32." if settings.precision == "fp16" else "."))
+                remedy = "--lr" if settings.precision != "fp16" else "--lr, or --precision fp32"
+                raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
+                                f"kept. Try a lower {remedy}.")
             model.eval()
             record, keep = evaluate(training.records)
             logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}
