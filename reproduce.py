@@ -90,8 +90,8 @@ def parse_arguments(argv=None):
     g.add_argument("--tgt", nargs="+", metavar="LANG",
                    help=f"{' '.join(data.TREEBANKS)}, or derived, as en.inversion (see derive.py)")
     g.add_argument("--encoder", nargs="+", metavar="NAME",
-                   help="mbert, xlmr, e5, mt5, a name on the hub or a local folder (default mbert); scratch: one "
-                        "pretrained for the pair; its controls: scratch-original, scratch-random")
+                   help="mbert, xlmr, e5, mt5, a name on the hub or a local folder (default mbert); scratch: "
+                        "one pretrained for the pair; its controls: scratch-original, scratch-random")
     g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3")
     g.add_argument("--paper", action="store_true", help="the paper's matrix; the flags above narrow it")
     g.add_argument("--demo", nargs="?", const="languages", choices=DEMOS,
