@@ -99,7 +99,8 @@ class Training:
             self.adam.zero_grad()
             bar.update()
         self.step = until
-        total += 0 * sum(p.detach().sum() for p in self.parameters.values())   # NaN if the last step gave one
+        if total.isfinite():   # else it says what went wrong
+            total += 0 * sum(p.detach().sum() for p in self.parameters.values())   # NaN if the last step gave one
         return total.item() / (until - first)
 
     def gradient(self, batches):

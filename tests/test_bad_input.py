@@ -332,10 +332,10 @@ def test_results_made_with_other_settings_are_refused_by_name(again, options, wo
 def test_results_of_another_version_encoder_or_corpus_are_refused(again, tmp_path):
     other = write_encoder(tmp_path / "other" / "encoder", hidden_size=32)
     again.refuses("encoder_digest|--out", encoder=other)
-    edit(again.grid, lambda content: content.replace(b'"format": 2', b'"format": 3'))
-    again.refuses(f"{again.grid}|format 3|asks for 2")
-    edit(again.model, lambda content: content.replace(rb'\"format\": 2', rb'\"format\": 0'))
-    again.refuses(f"{again.model}|format 0|asks for 2")
+    edit(again.grid, lambda content: content.replace(b'"format": 3', b'"format": 2'))
+    again.refuses(f"{again.grid}|format 2|asks for 3")
+    edit(again.model, lambda content: content.replace(rb'\"format\": 3', rb'\"format\": 0'))
+    again.refuses(f"{again.model}|format 0|asks for 3")
     edit(again.data / FILE["pos"], lambda content: content + content)
     again.refuses("data|--out")
 
