@@ -43,7 +43,8 @@ class Model(nn.Module):
     def read(self, batch):
         """The last hidden states (B, N, H) at the read positions of a batch, in fp32."""
         types = {"token_type_ids": batch.types} if self.takes_types else {}
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, **types).last_hidden_state
+        mask = None if batch.mask is None else batch.mask.long()   # some models subtract it from 1
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **types).last_hidden_state
         return hidden.gather(1, batch.read[..., None].expand(-1, -1, hidden.shape[-1])).float()
 
     def loss(self, batch):
@@ -245,8 +246,9 @@ def alone_and_beside(model, pad):
     """[(states (n, H) of a sentence alone, its states beside a longer one)] of four sentences."""
     ids = 1 + torch.arange(12) % 4
     ids, lengths = ids.masked_fill(ids == pad, 5), torch.tensor([2, 3, 5, 8, 12])
-    mask = torch.arange(12) < lengths[:, None]                                                    # (5, 12)
-    beside = model(input_ids=torch.where(mask, ids, pad), attention_mask=mask).last_hidden_state  # (5, 12, H)
+    mask = (torch.arange(12) < lengths[:, None]).long()                                           # (5, 12)
+    padded = ids * mask + pad * (1 - mask)
+    beside = model(input_ids=padded, attention_mask=mask).last_hidden_state                       # (5, 12, H)
     return [(model(input_ids=ids[None, :n]).last_hidden_state[0], states[:n])
             for n, states in zip(lengths[:-1].tolist(), beside)]
 
