@@ -102,8 +102,9 @@ class Model(nn.Module):
         """The last hidden states (B, N, H) of what is read of a batch, in fp32."""
         more = {"token_type_ids": batch.types} if self.takes_types else {}
         more |= {} if batch.positions is None else {"position_ids": batch.positions + self.first}
-        hidden = self.encoder(input_ids=batch.ids, attention_mask=batch.mask, **more).last_hidden_state
-        return hidden.flatten(0, 1)[batch.read].float()                                 # (R, L, H) before
+        mask = batch.mask.long() if batch.mask is not None and batch.mask.dim() == 2 else batch.mask
+        hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **more).last_hidden_state  # (R, L, H)
+        return hidden.flatten(0, 1)[batch.read].float()
 
     def loss(self, batch):
         """The head's mean loss over the `count` terms of a batch."""
@@ -333,8 +334,9 @@ def alone_and_beside(model, pad):
     """[(states (n, H) of a sentence alone, its states beside a longer one)] of four sentences."""
     ids = 1 + torch.arange(12) % 4
     ids, lengths = ids.masked_fill(ids == pad, 5), torch.tensor([2, 3, 5, 8, 12])
-    mask = torch.arange(12) < lengths[:, None]                                                    # (5, 12)
-    beside = model(input_ids=torch.where(mask, ids, pad), attention_mask=mask).last_hidden_state  # (5, 12, H)
+    mask = (torch.arange(12) < lengths[:, None]).long()                                           # (5, 12)
+    padded = ids * mask + pad * (1 - mask)
+    beside = model(input_ids=padded, attention_mask=mask).last_hidden_state                       # (5, 12, H)
     return [(model(input_ids=ids[None, :n]).last_hidden_state[0], states[:n])
             for n, states in zip(lengths[:-1].tolist(), beside)]
 

@@ -99,9 +99,8 @@ class Training:
             self.adam.zero_grad()
             bar.update()
         self.step = until
-        if total.isfinite():   # else it says what went wrong
-            total += 0 * sum(p.detach().sum() for p in self.parameters.values())   # NaN if the last step gave one
-        return total.item() / (until - first)
+        spoilt = 0 * sum(p.detach().sum() for p in self.parameters.values())   # NaN if the last step gave one
+        return torch.where(total.isfinite(), total + spoilt, total).item() / (until - first)
 
     def gradient(self, batches):
         """Accumulate the gradient of a step and return its loss; in ever smaller parts if memory runs out."""
