@@ -59,9 +59,8 @@ def scored(run, plane, pair, bits=None):
 
 def rows(run, pair):
     """The table of a pair, {column: cell} a row."""
-    model = run.model(pair)
-    model.encoder.set_attn_implementation("eager")   # its products can be seen
-    plane, found = reproduce.Plane(model, *map(run.trained, pair.models())), {}
+    plane, found = run.plane(pair), {}
+    plane.model.encoder.set_attn_implementation("eager")   # its products can be seen
     for alpha in (alpha for alpha in reproduce.LINE if 0 <= alpha <= 1):
         plane.move(1 - alpha, 0.0)
         for name, bits in {"fp32": None, **BITS}.items():

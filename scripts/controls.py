@@ -1,7 +1,7 @@
 """What makes the target's climb straight or bent: the line of Eq. 1 again, one thing changed at a time.
 
-    torchrun --nproc-per-node 2 tests/controls.py --task pos --src en --tgt de --encoder FOLDER --seeds 1 2 \
-        --out controls --limit 400 --epochs 4 --lr 3e-4 --batch-size 16
+    torchrun --nproc-per-node 2 scripts/controls.py --task pos --src en --tgt de --encoder FOLDER \
+        --seeds 1 2 --out controls --limit 400 --epochs 4 --lr 3e-4 --batch-size 16
 
 The flags are those of reproduce.py, one task, pair and encoder with --limit and --epochs; the corpora are
 there. They describe the experiment that the others are held against. Each row is a mean over seeds: scores of
@@ -21,9 +21,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from benchmark import with_random_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import heads
 import plot
 import reproduce
 import results
@@ -33,7 +35,8 @@ RATES, EPOCHS, WITHIN = (1e-3, 1e-4), (1, 2, 4, 8, 16), 1.0   # see at_equal_sco
 MORE = 4   # times the sentences, seen once where MORE epochs of the others see them as often
 
 def trained(base, unit, **changes):
-    """(parameters, best dev score, run) of a model fine-tuned with other settings than the base's."""
+    """(parameters as they are saved, best dev score, run) of a model fine-tuned with other settings than the
+    base's."""
     told = {key: Path(str(value).strip("[]")).name for key, value in changes.items()}
     name = "-".join(f"{key}-{value}" for key, value in told.items()) or "base"
     run = copy.copy(base)
@@ -48,8 +51,12 @@ def three(base, pair, **changes):
     return [trained(base, unit, **changes) for unit in pair.models()]
 
 def measure(run, pair, both, src, tgt):
-    """A row's numbers from the parameters of three corners."""
-    plane, scores = reproduce.Plane(run.model(pair), both, src, tgt), []
+    """A row's numbers from three corners, parameters as they are saved."""
+    whole = run.encoder(pair.task, pair.encoder).model
+    every = torch.arange(whole.get_input_embeddings().num_embeddings)
+    model = run.model(pair, (), [every])   # all rows count in the length of the parameters
+    both, src, tgt = (heads.spread(model, corner, whole) for corner in (both, src, tgt))
+    plane, scores = reproduce.Plane(model, (both, src, tgt)), []
     for alpha in np.linspace(0, 1, 11):
         plane.move(1 - alpha, 0.0)
         scores.append([next(iter(run.side(plane, pair, langs)[0].values())) for langs in pair.langs()])
@@ -76,7 +83,8 @@ def rows(base, pair):
 
     def keep_half(training, logged, keep):   # an early checkpoint, of which a run keeps no parameters
         if training.step <= training.settings.steps / 2:
-            halfway.update({name: p.detach().cpu().clone() for name, p in training.parameters.items()})
+            now = {name: p.detach().cpu().clone() for name, p in training.parameters.items()}
+            halfway.update(heads.moved(training.model, now, base.encoder(*pair[:2]).model))
         record(training, logged, keep)
 
     (both, _, run), (src, score, _), (tgt, _, _) = three(base, pair)

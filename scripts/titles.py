@@ -1,6 +1,6 @@
 """Make title corpora out of treebanks: a sentence, and as its title its subject, main verb and object.
 
-    python tests/titles.py data en fr de          # writes data/title/LANG/{train,dev}.jsonl
+    python scripts/titles.py data en fr de          # writes data/title/LANG/{train,dev}.jsonl
 """
 
 import json

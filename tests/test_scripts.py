@@ -1,0 +1,26 @@
+"""The benchmark's two ways on the tiny encoder: the same models, scored alike."""
+
+import benchmark
+import numpy as np
+import pytest
+
+import reproduce
+
+@pytest.mark.parametrize("task", ["pos", "xnli"])
+def test_kit_and_plain_loop_score_the_same_models_alike(encoder, corpus, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(reproduce, "train", reproduce.train)   # which is put back
+    args = reproduce.parse_arguments(
+        f"--task {task} --src en --tgt de --seeds 1 --epochs 1 --lr 1e-2 --batch-size {benchmark.BATCH} "
+        f"--device cpu --encoder {encoder} --data {corpus} --out {tmp_path}".split())
+    ways = [benchmark.Kit(args), benchmark.Plain(args)]
+    sizes = [way.save() for way in ways]
+    assert 0 < sizes[0] < sizes[1]
+    before = {name: p.clone() for name, p in ways[1].model.named_parameters()}
+    for way in ways:
+        assert way.step(0, "fp32") > 0 and way.step(9, "bf16") > 0
+    assert any((p != before[name]).any() for name, p in ways[1].model.named_parameters())
+    counts = []
+    for way in ways:
+        way.load()
+        counts.append(np.array([way.point(*point)[1] for point in ((0, 0), (1, 0), (0, 1), (1.5, -.5))]))
+    assert (counts[0] == counts[1]).all() and len(np.unique(counts[0], axis=0)) > 1   # not one label for all
