@@ -18,8 +18,8 @@ def r_squared(alphas, curve):
 
     alphas: (points,), rising, 0 and 1 among them. curve: (points,), not level.
     The curve is looked at in eleven places, alpha 0, .1, .2 to 1, so that points that lie close together do
-    not count more; between points of `alphas` it goes straight from one to the next. With y_i the curve there,
-    m the mean of the y_i, and l_i the straight line from the first of them to the last (no regression),
+    not count more; between points of `alphas` it goes straight from one to the next. With y_i the curve in
+    these places, m their mean, and l_i the straight line from the first to the last (no regression),
 
         R squared = 1 - sum of (y_i - l_i)^2 / sum of (y_i - m)^2
     """
@@ -28,7 +28,8 @@ def r_squared(alphas, curve):
 def band(scores):
     """Mean over three seeds, and half the width of its 95 % confidence interval, two arrays (points,).
 
-    scores: (3, points). Three seeds are a sample out of all seeds, and few: the standard deviation is that of a
-    sample, and the interval is Student's, whose 97.5 % point is 4.303 for three values (two degrees of freedom).
+    scores: (3, points). Three seeds are a sample out of all seeds, and few: the standard deviation is that of
+    a sample, and the interval of the mean is Student's, t * sd / sqrt(3), where t is the 97.5 % point for two
+    degrees of freedom, 4.303.
     """
     raise NotImplementedError("band is yours to write: the mean of three seeds and a 95 % interval around it")

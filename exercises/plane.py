@@ -6,8 +6,8 @@ model too, whose parameters are, one by one,
     theta(a1, a2) = theta_both + a1 * (theta_src - theta_both) + a2 * (theta_tgt - theta_both)
 
 so (0, 0) is the bilingual model, (1, 0) the source-only and (0, 1) the target-only one; a1 and a2 may be
-negative or larger than 1. To score many points, the module must stay as it is: torch.func.functional_call runs
-a module with other parameters than its own. (Look up its two first arguments.)
+negative or larger than 1. To score many points, the module must stay as it is: torch.func.functional_call
+runs a module with other parameters than its own.
 """
 
 def outputs(model, corners, a1, a2, inputs):

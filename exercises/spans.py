@@ -17,7 +17,7 @@ def spans(tags):
 def span_f1(gold, predicted):
     """The F1 of whole spans over all sentences together, from 0 to 100, a number.
 
-    gold, predicted: lists of sentences, each a list of tags; the same number of sentences, of the same lengths.
+    gold, predicted: lists of sentences, each a list of tags; as many sentences, of the same lengths.
     A predicted span is right if the same sentence has a gold span with its type, first and last word. With
     the counts of right, gold and predicted spans in all sentences and all types,
 

@@ -1,8 +1,8 @@
 """Sliding windows and first subwords: how a tagger reads a sentence that is too long (App. A).
 
 An encoder takes 128 subwords, special tokens among them. A longer sentence is shown in several windows, from
-left to right. A tagger *reads* each word at its first subword, once, in one of the windows; what stands left of
-the words that a window reads is *context*: seen again, but not read again.
+left to right. A tagger *reads* each word at its first subword, once, in one of the windows; what stands left
+of the words that a window reads is *context*: seen again, but not read again.
 """
 
 def windows(lengths, room, context):
