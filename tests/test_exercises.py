@@ -306,7 +306,8 @@ def test_a_file_that_hangs_ends_or_breaks_costs_its_own_points_alone(tmp_path):
             ("tree", "import numpy as np", "import numpy as"),
             ("lines", "return scores.mean(0)", "return input() or exit(0) or scores.mean(0)")):
         (tmp_path / f"{name}.py").write_text(RIGHT[name].replace(old, new))
-    said = command("windows", "spans", "tree", "lines", "plane", "--json", "--seconds", 1, "--folder", tmp_path)
+    said = command("windows", "spans", "tree", "lines", "plane", "--json", "--seconds", 1,
+                   "--folder", tmp_path)
     assert said.returncode == 1 and "Traceback" not in said.stderr
     parts = json.loads(said.stdout)["parts"]
     assert {name: part["points"] for name, part in parts.items()} == {
