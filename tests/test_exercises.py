@@ -1,0 +1,324 @@
+"""exercises/check.py: the kit's functions get full points, typical mistakes do not, and no file breaks it."""
+
+import ast
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import KIT
+
+CHECK = KIT / "exercises" / "check.py"
+NAMES = "plane", "windows", "spans", "tree", "lines"
+
+def imported(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+check = imported(CHECK, "exercises_check")
+
+def command(*args):
+    return subprocess.run([sys.executable, str(CHECK), *map(str, args)], capture_output=True, text=True)
+
+def points(folder, name, source):
+    """Of a part, in this process: which of its five checks a file passes."""
+    path = Path(folder, f"{name}.py")
+    path.write_text(source)
+    with torch.no_grad():
+        return [check.examine(each, check.load(path), path)["passed"] for each in check.PARTS[name]]
+
+BY_THE_KIT = {   # each stub as a call into the kit
+    "plane": """
+import reproduce
+
+def outputs(model, corners, a1, a2, inputs):
+    model.size = sum(value.numel() for value in model.parameters())
+    plane = reproduce.Plane(model, corners)
+    plane.move(a1, a2)
+    return plane(inputs)
+""",
+    "windows": """
+import data
+
+def windows(lengths, room, context):
+    data.CONTEXT, starts = context, [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    return [(left, min(starts[last], left + room), [start - left for start in starts[first:last]])
+            for left, first, last in data.slide(starts, room)]
+""",
+    "spans": """
+import torch
+from types import SimpleNamespace
+import heads
+
+def encoded(sentences):
+    kinds = sorted({tag[2:] for tags in sentences for tag in tags} - {""})
+    ids = [0 if tag == "O" else 2 * kinds.index(tag[2:]) + 1 + (tag[0] == "I")
+           for tags in sentences for tag in tags]
+    return kinds, torch.tensor(ids), torch.tensor([n == 0 for tags in sentences for n in range(len(tags))])
+
+def spans(tags):
+    kinds, ids, new = encoded([tags])
+    begins, kind, end = heads.spans(ids, new)
+    return [(kinds[kind[n] - 1], n, end[n].item()) for n in begins.nonzero()[:, 0].tolist()]
+
+def span_f1(gold, predicted):
+    _, ids, new = encoded(gold + predicted)
+    gold, predicted = ids[:, None].chunk(2)
+    right, of = heads.span_f1(predicted, SimpleNamespace(gold=gold, new=new[:len(gold)]))[0].tolist()
+    return 100 * right / max(1, of)
+""",
+    "tree": """
+import heads
+
+def best_tree(scores):
+    return heads.best_tree(scores)
+""",
+    "lines": """
+import numpy as np
+try:
+    import grids as kit
+except ImportError:
+    import plot as kit
+
+HEADER = dict(task="pos", encoder="mbert", src="en", tgt="de", part="all", scored_in="fp32",
+              metrics=["accuracy"], plane=[0.0], settings={}, majority={"en": 0, "de": 0}, norm_ratio=1.0,
+              angle=55.0)
+
+def shape(alphas, scores):
+    grids = [kit.Grid("made up", HEADER | {"line": alphas.tolist(), "seed": n}) for n in range(len(scores))]
+    for grid, row in zip(grids, scores):
+        grid.points |= {at: (score, score) for at, score in zip(grid.on_line(1), row)}
+    return kit.shape(grids, 1)
+
+def flatness(alphas, scores):
+    return shape(alphas, scores)["lowest score"][0]
+
+def r_squared(alphas, curve):
+    return shape(alphas, np.array([curve]))["R squared"][1]
+
+def band(scores):
+    return kit.band(scores)
+"""}
+
+RIGHT = {
+    "plane": """
+from torch.func import functional_call
+
+at = {}
+
+def outputs(model, corners, a1, a2, inputs):
+    both, src, tgt = corners
+    theta = {n: both[n] + a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n]) for n in both}
+    return functional_call(model, theta, (inputs,))
+""",
+    "windows": """
+def windows(lengths, room, context):
+    starts, found, word = [0], [], 0
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    while word < len(lengths):
+        left, end = max(0, starts[word] - context), word + 1
+        while end < len(lengths) and starts[end + 1] <= left + room:
+            end += 1
+        right = min(starts[end], left + room)
+        found.append((left, right, [start - left for start in starts[word:end]]))
+        word = end
+    return found
+""",
+    "spans": """
+def spans(tags):
+    found, before = [], "O"
+    for place, tag in enumerate(tags):
+        if tag[0] == "I" and tag[2:] == before[2:]:
+            found[-1] = (tag[2:], found[-1][1], place)
+        elif tag != "O":
+            found.append((tag[2:], place, place))
+        before = tag
+    return found
+
+def span_f1(gold, predicted):
+    right = of = 0
+    for one, other in zip(gold, predicted):
+        one, other = set(spans(one)), set(spans(other))
+        right, of = right + 2 * len(one & other), of + len(one) + len(other)
+    return 100 * right / of if of else 0
+""",
+    "tree": """
+import numpy as np
+
+def best_tree(scores):
+    found = []
+    for root in range(1, len(scores)):
+        s = scores.astype(float)
+        s[1:, 0] = s[root] = -1e6
+        s[root, 0] = scores[root, 0]
+        heads = edmonds(s)
+        found.append((sum(scores[d, heads[d]] for d in range(1, len(heads))), heads))
+    return max(found)[1]
+
+def edmonds(s):
+    s = s.copy()
+    np.fill_diagonal(s, -np.inf)
+    heads = [0, *s[1:].argmax(1).tolist()]
+    cycle = next(filter(None, (walk(heads, d) for d in range(1, len(s)))), None)
+    if not cycle:
+        return heads
+    rest = [d for d in range(len(s)) if d not in cycle]
+    new, best = len(rest), s[cycle, [heads[d] for d in cycle]]
+    small = np.full((new + 1, new + 1), -np.inf)
+    small[:new, :new] = s[np.ix_(rest, rest)]
+    enter = s[np.ix_(cycle, rest)] - best[:, None]
+    leave = s[np.ix_(rest, cycle)]
+    small[new, :new], small[:new, new] = enter.max(0), leave.max(1)
+    above = edmonds(small)
+    for i, d in enumerate(rest[1:], 1):
+        heads[d] = cycle[leave[i].argmax()] if above[i] == new else rest[above[i]]
+    heads[cycle[enter[:, above[new]].argmax()]] = rest[above[new]]
+    return heads
+
+def walk(heads, d):
+    seen = []
+    while d and d not in seen:
+        seen.append(d)
+        d = heads[d]
+    return seen[seen.index(d):] if d else []
+""",
+    "lines": """
+import numpy as np
+
+def flatness(alphas, scores):
+    normalised = scores / scores[:, alphas == 1]
+    return normalised.mean(0)[(alphas >= 0) & (alphas <= 1)].min()
+
+def r_squared(alphas, curve):
+    y = np.interp(np.linspace(0, 1, 11), alphas, curve)
+    line = np.linspace(y[0], y[-1], 11)
+    return 1 - ((y - line) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+
+def band(scores):
+    return scores.mean(0), 4.303 * scores.std(0, ddof=1) / np.sqrt(3)
+"""}
+
+WRONG = {   # what a mistake is, and of the right file the words that it replaces
+    "plane": {
+        "shared vector moved in place": ("n: both[n] + a1 * (src[n] - both[n])",
+                                         "n: both[n].add_(a1 * (src[n] - both[n]))"),
+        "the model itself is moved": ("return functional_call(model, theta, (inputs,))",
+                                      "model.load_state_dict(theta, strict=False); return model(inputs)"),
+        "moved and put back": ("return functional_call(model, theta, (inputs,))", """
+    own = {n: p.clone() for n, p in model.named_parameters()}
+    model.load_state_dict(theta, strict=False)
+    out = model(inputs)
+    model.load_state_dict(own, strict=False)
+    return out"""),
+        "source and target changed places": ("both, src, tgt = corners", "both, tgt, src = corners"),
+        "models instead of differences": ("a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n])",
+                                          "a1 * src[n] + a2 * tgt[n]"),
+        "step by step": (
+            "theta = {n: both[n] + a1 * (src[n] - both[n]) + a2 * (tgt[n] - both[n]) for n in both}", """
+    (b1, b2), theta = at.get(str(both), ((0, 0), both))
+    theta = {n: theta[n] + (a1 - b1) * (src[n] - both[n]) + (a2 - b2) * (tgt[n] - both[n]) for n in both}
+    at[str(both)] = (a1, a2), theta""")},
+    "windows": {
+        "off by one": ("starts[end + 1] <= left + room", "starts[end + 1] < left + room"),
+        "places in the sentence": ("start - left for", "start for"),
+        "no context": ("max(0, starts[word] - context)", "starts[word]"),
+        "context is read again": ("in starts[word:end]", "in starts[:end] if start >= left"),
+        "words are cut": ("starts[end + 1] <= left + room", "starts[end] < left + room"),
+        "last subwords": ("[start - left for start in starts[word:end]]",
+                          "[start - left - 1 for start in starts[word + 1:end + 1]]")},
+    "spans": {
+        "I- after O dropped": ('elif tag != "O":', 'elif tag[0] == "B" or tag != "O" and before != "O":'),
+        "another type goes on": ('tag[2:] == before[2:]', 'before != "O"'),
+        "B- goes on": ('tag[0] == "I" and tag[2:]', 'tag != "O" and tag[2:]'),
+        "types do not count": ("set(spans(one)), set(spans(other))",
+                               "{s[1:] for s in spans(one)}, {s[1:] for s in spans(other)}"),
+        "mean over sentences": ("right, of = right + 2 * len(one & other), of + len(one) + len(other)",
+                                "right += 2 * len(one & other) / max(1, len(one) + len(other)); of += 1"),
+        "one long sentence": ("zip(gold, predicted)", "[(sum(gold, []), sum(predicted, []))]")},
+    "tree": {
+        "two roots": ("    found = []\n", "    return edmonds(scores)\n    found = []\n"),
+        "each word's best head": ("    if not cycle:\n", "    if True:\n"),
+        "the root by its arc alone": ("range(1, len(scores))", "[1 + scores[1:, 0].argmax()]"),
+        "what is lost in the cycle forgotten": (" - best[:, None]", ""),
+        "scores changed": ("s = scores.astype(float)", "s = scores"),
+        "heads by dependents": ("s = scores.astype(float)", "scores = scores.T; s = scores.astype(float)")},
+    "lines": {
+        "population sd": ("ddof=1", "ddof=0"),
+        "normal distribution": ("4.303", "1.96"),
+        "sd instead of its error": (" / np.sqrt(3)", ""),
+        "mean before normalised": ("scores / scores[:, alphas == 1]",
+                                   "scores.mean(0, keepdims=True) / scores.mean(0)[alphas == 1]"),
+        "outside of 0 to 1": ("[(alphas >= 0) & (alphas <= 1)]", ""),
+        "uneven points": ("""np.interp(np.linspace(0, 1, 11), alphas, curve)
+    line = np.linspace(y[0], y[-1], 11)""", """curve[(alphas >= 0) & (alphas <= 1)]
+    line = y[0] + alphas[(alphas >= 0) & (alphas <= 1)] * (y[-1] - y[0])"""),
+        "regression": ("line = np.linspace(y[0], y[-1], 11)",
+                       "line = np.polyval(np.polyfit(range(11), y, 1), range(11))")}}
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kits_functions_and_a_solution_get_full_points(name, tmp_path):
+    assert points(tmp_path, name, BY_THE_KIT[name]) == [True] * 5
+    assert points(tmp_path, name, RIGHT[name]) == [True] * 5
+
+@pytest.mark.parametrize("name, mistake", [(name, mistake) for name in NAMES for mistake in WRONG[name]])
+def test_a_typical_mistake_does_not_get_full_points(name, mistake, tmp_path):
+    old, new = WRONG[name][mistake]
+    assert RIGHT[name].count(old) == 1
+    found = points(tmp_path, name, RIGHT[name].replace(old, new))
+    assert not all(found), found
+
+def test_untouched_stubs_are_not_done_yet():
+    said = command()
+    assert (said.returncode, said.stderr) == (1, "") and "0 of 25 points." in said.stdout
+    assert [line.split()[0] for line in said.stdout.splitlines() if "not done yet" in line] == [*NAMES]
+    assert "python" in said.stdout.splitlines()[-1]
+    for name in NAMES:   # a stub has a docstring, raises a sentence, and holds nothing else
+        functions = ast.parse((KIT / "exercises" / f"{name}.py").read_text()).body[1:]
+        assert functions and all(isinstance(each.body[0], ast.Expr) and isinstance(each.body[1], ast.Raise)
+                                 and len(each.body) == 2 for each in functions)
+
+def test_the_command_gives_points_and_exit_codes(tmp_path):
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text(RIGHT[name])
+    said = command("--folder", tmp_path, "--json", "--seconds", 60)
+    found = json.loads(said.stdout)
+    assert (said.returncode, found["points"], found["of"]) == (0, 25, 25)
+    assert [(name, part["points"], part["of"]) for name, part in found["parts"].items()] == [
+        (name, 5, 5) for name in NAMES]
+    (tmp_path / "lines.py").write_text(RIGHT["lines"].replace("ddof=1", "ddof=0"))
+    said = command("--folder", tmp_path, "lines.py", "spans", "--seconds", 60)
+    assert said.returncode == 1 and "\nlines 4 of 5\n" in f"\n{said.stdout}" and "spans 5 of 5" in said.stdout
+    assert "expected  [[2], [2.48434]]" in said.stdout and "got       [[2], [2.02845]]" in said.stdout
+    said = command("trees")
+    assert said.returncode == 2 and said.stderr.startswith("check.py: there is no part trees; expected plane")
+
+def test_a_file_that_hangs_ends_or_breaks_costs_its_own_points_alone(tmp_path):
+    for name, old, new in (
+            ("windows", "    starts,", "    while context == 64: pass\n    starts,"),
+            ("spans", "    found,", "    if 'I-ORG' in tags: __import__('os')._exit(0)\n    found,"),
+            ("tree", "import numpy as np", "import numpy as"),
+            ("lines", "return scores.mean(0)", "return input() or exit(0) or scores.mean(0)")):
+        (tmp_path / f"{name}.py").write_text(RIGHT[name].replace(old, new))
+    said = command("windows", "spans", "tree", "lines", "plane", "--json", "--seconds", 1,
+                   "--folder", tmp_path)
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    parts = json.loads(said.stdout)["parts"]
+    assert {name: part["points"] for name, part in parts.items()} == {
+        "windows": 4, "spans": 4, "tree": 0, "lines": 4, "plane": 0}
+    failed = {name: [row["got"] for row in part["checks"] if not row["passed"]]
+              for name, part in parts.items()}
+    assert failed["windows"] == ["it took more than 1 seconds"]
+    assert failed["spans"] == ["it ended the whole process"]
+    assert "SyntaxError" in failed["tree"][0] and "tree.py line 2" in failed["tree"][0]
+    assert "EOFError" in failed["lines"][0] and "there is no" in failed["plane"][0]
+    shutil.copy(KIT / "exercises" / "spans.py", tmp_path)
+    (tmp_path / "tree.py").write_text("import sys\nsys.exit(0)\n")
+    said = command("spans", "tree", "--folder", tmp_path)
+    assert said.returncode == 1 and "spans    not done yet" in said.stdout and "SystemExit" in said.stdout
