@@ -218,6 +218,7 @@ from tqdm import tqdm
 
 import demo
 import generate
+import grids
 import heads
 import plot
 import pretrain
@@ -324,7 +325,7 @@ def points(lines_only):
 def points_of(args, pair):
     """The points of one pair; a demo spares its reader all planes but one, and a control's lines."""
     if args.demo and pair.lr:
-        return [plot.BOTH, plot.SRC, plot.TGT]
+        return [grids.BOTH, grids.SRC, grids.TGT]
     return points(args.lines_only or args.demo and (pair.task, pair.seed) != ("pos", args.seeds[0]))
 
 def settings(args, unit):
@@ -344,7 +345,7 @@ def dry_run(args, models, pairs):
         wanted = have = 0
         for pair in (pair for pair in pairs if (pair.task, pair.encoder, pair.lr) == (task, encoder, lr)):
             path, todo = pair.path(args.out, args.part), set(points_of(args, pair))
-            grid = plot.read(path) if path.exists() else None
+            grid = grids.read(path) if path.exists() else None
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
         print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
@@ -639,7 +640,7 @@ def evaluate(run, pair):
         header, past = grid_header(run, pair), results.read_lines(f, path)
         if past:
             results.check_same(header, past[0], path)
-        have = plot.check(path, past).points if past else {}
+        have = grids.check(path, past).points if past else {}
         if have:
             run.ranks.say(f"{pair}: {len(have.keys() & set(todo))} of {len(todo)} points already in {path}")
         todo = [point for point in todo if point not in have]
@@ -653,7 +654,7 @@ def evaluate(run, pair):
             plane.move(a1, a2)
             (src, each), (tgt, _) = (run.side(plane, pair, langs) for langs in pair.langs())
             line = {"a1": a1, "a2": a2, "src": src, "tgt": tgt} | ({"each": each} if len(each) > 1 else {})
-            if writes(pair.task) and (a1, a2) in (plot.BOTH, plot.SRC):
+            if writes(pair.task) and (a1, a2) in (grids.BOTH, grids.SRC):
                 dev = run.examples(pair.task, pair.encoder, pair.tgt, "dev")
                 line["written"] = generate.examples(plane, dev)
             results.append_line(f, line)
@@ -712,11 +713,11 @@ def main(args):
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
     run.ranks.barrier()
     run.ranks.bar.close()
-    grids = [] if all(map(run.ranks.outcome, pairs)) else plot.load([args.out])
-    for name, _, make in run.ranks.take(plot.plan(grids)):
+    evaluated = [] if all(map(run.ranks.outcome, pairs)) else grids.load([args.out])
+    for name, _, make in run.ranks.take(plot.plan(evaluated)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()
-    code = report(run, grids, models, pairs) if run.ranks.rank == 0 else 0
+    code = report(run, evaluated, models, pairs) if run.ranks.rank == 0 else 0
     print(*run.faults, sep="\n", end="", file=sys.stderr)
     return code
 
@@ -770,11 +771,11 @@ def attempt(run, unit, work, record, needs=()):
         run.ranks.say(problem)
     run.ranks.finish(unit, problem)
 
-def report(run, grids, models, pairs):
+def report(run, evaluated, models, pairs):
     """Write report.md and print its short form; returns the exit code."""
     missing = [problem for unit in [*models, *pairs] if (problem := run.ranks.outcome(unit))]
     notes = demo.notes(run, models) if run.args.demo == "languages" else ""
-    print(plot.report(grids, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
+    print(plot.report(evaluated, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
     figure = Path(run.args.out, "figures", "fig2-lines.png")
     print(f"\nLook first at {run.args.out}/report.md" + (f" and {figure}." if figure.exists() else "."))
     return 3 if missing else 0

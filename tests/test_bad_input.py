@@ -18,6 +18,7 @@ from conftest import write_encoder
 from test_files import corrupt
 
 import data
+import grids
 import heads
 import plot
 import reproduce
@@ -138,7 +139,7 @@ def test_files_that_are_missing_are_all_named_before_anything_is_written(kit, mo
 
 def test_corrupted_files_end_the_command_in_a_sentence_or_a_result(kit, monkeypatch):
     monkeypatch.setattr(reproduce, "evaluate", lambda *_: None)
-    monkeypatch.setattr(plot, "load", lambda _: [])
+    monkeypatch.setattr(grids, "load", lambda _: [])
     monkeypatch.setattr(plot, "report", lambda *_: "")
     codes, good = [], {task: (kit.data / FILE[task]).read_bytes() for task in FILE}
     for seed in range(24):
