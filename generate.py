@@ -331,14 +331,6 @@ HOW = """Means over seeds. *Target*: score of a model that was not trained on th
 *Wrong*: % of its outputs and of their words in another language. *XLRS*: mean cosine of encoder states of
 parallel sentences / of sentences paired at random. *As many examples*: the model of more sources at the dev
 scoring at which it had seen as many examples as that of fewer; its learning rate had not yet decayed."""
-CLAIMS = (   # a claim and what is measured
-    ("Zero-shot outputs are in the wrong language", "wrong words, zero-shot - bilingual = {:.1f}"),
-    ("XLRS rises in fine-tuning", "after - before = {:.3f}"),
-    ("XLRS goes with worse generation", "- Spearman - 0.5 = {:.2f}"),
-    ("In classification XLRS goes with transfer", "Spearman - 0.5 = {:.2f}"),
-    ("A second source language helps", "fall of wrong words = {:.1f}, rise of score = {:.1f}"),
-    ("XLRS selects better than the source does", "target's score, by XLRS - by source = {:.2f}"),
-    ("A second source leaves less undetermined", "fall of variance = {:.3f}, of slope = {:.3f}"))
 RULES = """A case follows where all that is measured is above 0 (ours). Spearman is over all dev scorings of
 the source-only models of a task, an encoder and a target, and is to be at least .5. *Second source*: against
 each run with fewer, at equal epochs. *Selects*: from the log of one training. *Undetermined*: the target's
@@ -380,16 +372,20 @@ def summary(grids):
                              "wrong": " / ".join(wrong) or "-", "XLRS": both, "seeds": str(len(found))})
     return rows
 
+def selected(case, rule):
+    """What a rule of --select would have kept of the trainings of a case: mean step, source and target."""
+    kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
+            for grid in case if grid.way]
+    return np.mean([(record["step"], record["mean"], record["score"][case[0].metrics[0]])
+                    for record in kept], 0)
+
 def selections(grids):
     """Rows {column: cell} for grids.table: what each rule of --select would have kept of one training."""
     rows = []
     for case in cases(sound(grids)):
         first = case[0]
         for rule in ("dev", "xlrs", "last") if any(grid.way for grid in case) else ():
-            kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
-                    for grid in case if grid.way]
-            step, source, target = np.mean([
-                (record["step"], record["mean"], record["score"][first.metrics[0]]) for record in kept], 0)
+            step, source, target = selected(case, rule)
             rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": first.src,
                          "on": first.tgt, "select": rule, "step": f"{step:.0f}", "source": f"{source:.1f}",
                          "target": f"{target:.2f}"})
@@ -405,30 +401,57 @@ def ranked(grids):
             found.append((of[0], len(logged), derive.correlate(*zip(*logged, strict=True))[0]))
     return found
 
+def failure(case):
+    return [wrong_words(case, SRC) - wrong_words(case, BOTH)]
+
+def rise(case):
+    known = [grid.header["xlrs"] for grid in case if grid.header.get("xlrs")]
+    return [mean([each["source"][0] - each["pretrained"][0] for each in known])]
+
+def selection(case):
+    logged = case[0].writes and any(grid.way for grid in case)
+    return [selected(case, "xlrs")[2] - selected(case, "dev")[2] if logged else math.nan]
+
+def help_of_more(more, fewer):
+    score_more, score_fewer = (mean([grid.points[SRC][1] for grid in case]) for case in (more, fewer))
+    return [wrong_words(fewer, SRC) - wrong_words(more, SRC), score_more - score_fewer]
+
+def less_undetermined(more, fewer):
+    def target(case):   # variance over seeds, and slope, at the zero-shot model
+        return np.array([normalise(case, [SRC])[1][0][1], slopes(case)[0][1]])
+    return target(fewer) - target(more)
+
+def worse(grid, n, spearman):
+    return [-spearman - .5 if grid.writes else math.nan]
+
+def transfer(grid, n, spearman):
+    return [math.nan if grid.writes else spearman - .5]
+
+CLAIMS = (   # a claim, what gives its numbers, of what (see `claims`), and how they are told
+    ("Zero-shot outputs are in the wrong language", failure, "case",
+     "wrong words, zero-shot - bilingual = {:.1f}"),
+    ("XLRS rises in fine-tuning", rise, "case", "after - before = {:.3f}"),
+    ("XLRS goes with worse generation", worse, "ranked", "- Spearman - 0.5 = {:.2f}"),
+    ("In classification XLRS goes with transfer", transfer, "ranked", "Spearman - 0.5 = {:.2f}"),
+    ("A second source language helps", help_of_more, "two cases",
+     "fall of wrong words = {:.1f}, rise of score = {:.1f}"),
+    ("XLRS selects better than the source does", selection, "case",
+     "target's score, by XLRS - by source = {:.2f}"),
+    ("A second source leaves less undetermined", less_undetermined, "two cases",
+     "fall of variance = {:.3f}, of slope = {:.3f}"))
+
 def claims(grids):
-    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
+    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES; NaN: a case tells nothing."""
     grids = [grid for grid in sound(grids) if not grid.control]
-    whole = [case for case in cases(grids) if all(SRC in grid.points for grid in case)]
-    failure, rises, worse, transfer, second, selects, less = found = [[] for _ in CLAIMS]
-    for case in whole:
-        if case[0].writes:
-            failure.append([wrong_words(case, SRC) - wrong_words(case, BOTH)])
-            by = {row["select"]: float(row["target"]) for row in selections(case)}
-            selects += [[by["xlrs"] - by["dev"]]] if by else []
-        known = [grid.header["xlrs"] for grid in case if grid.header.get("xlrs")]
-        rises += [[np.mean([each["source"][0] - each["pretrained"][0] for each in known])]] if known else []
-        for fewer in (other for other in whole if adds_to(case[0], other[0])):
-            was, now = ((wrong_words(runs, SRC) if runs[0].writes else math.nan,
-                         mean([grid.points[SRC][1] for grid in runs]),
-                         normalise(runs, [SRC])[1][0][1], slopes(runs)[0][1])
-                        for runs in (fewer, case))
-            second.append([was[0] - now[0], now[1] - was[1]])
-            less.append([was[2] - now[2], was[3] - now[3]])
-    for grid, _, spearman in ranked(grids):
-        (worse if grid.writes else transfer).append([(-spearman if grid.writes else spearman) - .5])
-    found = [[each for each in of if np.isfinite(each).all()] for of in found]
-    return [{"claim": claim, "paper": "Abstract"} | verdict(of, measured)
-            for (claim, measured), of in zip(CLAIMS, found, strict=True)]
+    found = [case for case in cases(grids) if all(SRC in grid.points for grid in case)]
+    units = {"case": [(case,) for case in found], "ranked": ranked(grids),
+             "two cases": [(more, fewer) for more in found for fewer in found if adds_to(more[0], fewer[0])]}
+    rows = []
+    for claim, measure, kind, said in CLAIMS:
+        measured = [measure(*unit) for unit in units[kind]]
+        known = [numbers for numbers in measured if np.isfinite(numbers).all()]
+        rows.append({"claim": claim, "paper": "Abstract"} | verdict(known, said))
+    return rows
 
 def section(grids):
     """(Markdown for report.md, text 79 columns wide) on what is written, XLRS and several sources."""

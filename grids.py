@@ -158,8 +158,9 @@ def normalise(runs, points):
     return plain / bilingual, moments(plain)[2] ** 2 / mean(bilingual)
 
 def wrong_words(runs, at):
-    """Mean % of the target's words in another language at a point, of a task that writes."""
-    return mean([grid.scores[grid.metrics[-1]][at][1] for grid in runs if at in grid.points])
+    """Mean % of the target's words in another language at a point; NaN of a task that does not write."""
+    told = [grid for grid in runs if grid.writes and at in grid.points]
+    return mean([grid.scores[grid.metrics[-1]][at][1] for grid in told])
 
 def moments(values):
     """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN of too few."""
