@@ -51,22 +51,22 @@ class Generator(nn.Module):
     A parameter's name begins with its half, encoder or decoder. The embeddings that both halves share, and
     with them the output layer where it is tied to them, belong to neither: their name is `shared` (ours)."""
 
-    def __init__(self, pretrained, given=0):
-        """pretrained: of load_generator; given: how many subwords of a target are given (its language)."""
+    def __init__(self, pretrained):
+        """pretrained: of load_generator."""
         super().__init__()
         model, tokenizer = copy.deepcopy(pretrained.model), pretrained.tokenizer
         self.shared = model.get_input_embeddings().weight
-        self.encoder, self.decoder, self.given = model.get_encoder(), model, given
+        self.encoder, self.decoder = model.get_encoder(), model
         place = next(name for name, module in model.named_modules() if module is self.encoder)
         outer, _, name = place.rpartition(".")
         delattr(model.get_submodule(outer), name)   # what is left is the decoder, handed the encoder's states
-        self.size, self.first = heads.mean_size(self), None
+        self.first = None   # its windows share no row
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
         self.longest = min(TARGET_SUBWORDS, tokenizer.model_max_length)
         # Instead of the settings it was published with: beams, penalties, a forced first token.
         model.generation_config = transformers.GenerationConfig(
-            max_new_tokens=self.longest - given, do_sample=False, num_beams=1, pad_token_id=self.pad,
+            max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad,
             eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=self.start)
 
     def encode(self, batch):
@@ -91,7 +91,7 @@ class Generator(nn.Module):
     def forward(self, batch):
         """Outputs (B, 1, T), padded to the longest that there may be."""
         states, mask = self.encode(batch)
-        first = F.pad(batch.gold[:, 0, :self.given], (1, 0), value=self.start)        # (B, 1 + given)
+        first = batch.ids.new_full((len(batch.ids), 1), self.start)
         ids = self.decoder.generate(encoder_outputs=states, attention_mask=mask, decoder_input_ids=first)
         return F.pad(ids[:, None, 1:], (0, self.longest - ids.shape[1] + 1), value=self.pad)
 
@@ -219,19 +219,19 @@ def examples(model, dev, number=3):
 
 # ---------------------------------------------------------------------------------------------------- XLRS
 
-def xlrs(model, first, second, tokens=1280, waste=math.inf):
+def xlrs(model, first, second, tokens=1280):
     """(of parallel, of random pairs): mean cosine of the encoder's states of sentences (ours).
     model: a Generator or heads.Model in eval mode; first, second: parallel sets of encode_sentences.
     The state of a sentence is the mean over its subwords at the last layer. In a narrow space all cosines are
     high, so each is also paired with the sentence half the file away, which is never its own translation."""
-    a, b = (sentence_states(model, sentences, tokens, waste) for sentences in (first, second))   # (S, H) each
+    a, b = (sentence_states(model, sentences, tokens) for sentences in (first, second))   # (S, H) each
     return tuple(F.cosine_similarity(a, other).mean().item() for other in (b, b.roll(len(b) // 2, 0)))
 
 @torch.no_grad()
-def sentence_states(model, sentences, tokens, waste):
+def sentence_states(model, sentences, tokens):
     """States (S, H) of sentences in file order, fp32: sums over what is read, which point where means do."""
     rows, sums = [], []
-    for batch in sentences.batches(tokens, waste):
+    for batch in sentences.batches(tokens):
         sums.append(model.read(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)
         rows.append(batch.rows[:, 0])                                                 # of its first read
     return torch.cat(sums)[torch.cat(rows).argsort()]

@@ -50,7 +50,7 @@ INSIDE, KEEPS = {"norm_ratio": (0.9, 1.1), "angle": (45, 65)}, 0.95
 RULES = f"""The paper has words, the limits are ours. *Flat*: within 3 %, little beside losses of a third.
 *Rise*: 2 %, *smooth* without a fall as large, *linear* if a straight line explains nine tenths (R squared).
 *Much*: half the standard deviation. *About*, *near*: three of four runs are inside {INSIDE["norm_ratio"]},
-{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Slope*: along Eq. 1, or where a
+{INSIDE["angle"]}, since a mean of 1 may come of .3 and 1.7. *Slope*: along Eq. 1, or where a
 case has a plane (here {{}} of {{}}) the gradient's length. *Steep*: 1.5 times the slope at the bilingual
 model; *flat* beside that: half of it. *Dip*: how far a score lies below the middle of those 0.1 before and
 after, for both sides' mean; .005 is no rounding. *Bend*: its mean size. *Lost*: scores below {KEEPS}.
@@ -328,14 +328,29 @@ def claims(grids):
 @np.errstate(all="ignore")  # what is divided by nothing is NaN or infinite
 def numbers(grids):
     """What the rules ask of some grids, {name: number}; NaN or left out where the grids do not tell."""
-    full, found, gaps, compared = sound(grids), {}, [], []
+    full = sound(grids)
+    found = of_lines(full) | of_models(full) | of_parts(grids)
+    by_encoder = [group(of, "encoder_name") for of in group(full, *PAIR).values()]
+    compared = [(numbers(of["XLM-R",]), numbers(of["mBERT",])) for of in by_encoder
+                if {("XLM-R",), ("mBERT",)} <= of.keys()]
+    for key in list(found):
+        gaps = [xlmr.get(key, math.nan) - mbert.get(key, math.nan) for xlmr, mbert in compared]
+        found[f"{key}, XLM-R - mBERT"] = mean(gaps)
+    return found
+
+def of_lines(full):
+    """The numbers of shape() for both lines and sides, and for mBERT."""
+    found = {}
     for equation, (side, name) in product((1, 2), enumerate(SIDES)):
         found |= {f"{name}, Eq. {equation}: {key}": both[side] for key, both in shape(full, equation).items()}
     of_mbert = shape([grid for grid in full if grid.encoder_name == "mBERT"], 1)
-    found |= {f"mBERT, Eq. 1: {key}": np.mean(both) for key, both in of_mbert.items()}
+    return found | {f"mBERT, Eq. 1: {key}": np.mean(both) for key, both in of_mbert.items()}
+
+def of_models(full):
+    """Numbers of the three models and of what is around them: geometry, error, variance, slopes, planes."""
+    found = {"zero-shot: error": mean([100 - grid.points[SRC][1] for grid in full if SRC in grid.points])}
     for name, (low, high) in INSIDE.items():
         found[f"{name}: runs inside"] = mean([low <= getattr(run, name) <= high for run in full if run.known])
-    found["zero-shot: error"] = mean([100 - grid.points[SRC][1] for grid in full if SRC in grid.points])
     planes = cases([grid for grid in full if {*grid.square} <= grid.points.keys()])
     surfaces = [mean(normalise(case, case[0].square)[0]) for case in planes]  # (points, sides)
     found["plane: share lost"] = mean([np.mean(surface[:, 1] < KEEPS) for surface in surfaces])
@@ -345,20 +360,17 @@ def numbers(grids):
         (source, target), (_, bilingual) = mean([slopes(case) for case in cases(full)])
         found["zero-shot: slope, source / target"] = source / target
         found["target: slope, zero-shot / bilingual"] = target / bilingual
+    return found
+
+def of_parts(grids):
+    """Numbers of footnote 2: what changes where the head or the encoder alone is interpolated."""
     heads = [shape(sound(grids, "head"), equation).get("largest change", [math.nan]) for equation in (1, 2)]
-    found["head alone: largest change"] = np.max(np.concatenate(heads))
-    for runs in group(full + sound(grids, "encoder"), *CASE, "seed").values():
+    gaps = []   # from each run to the same one with its encoder alone
+    for runs in group(sound(grids) + sound(grids, "encoder"), *CASE, "seed").values():
         points = sorted(set.intersection(*(set(run.points) for run in runs)))
         gaps += [mean(abs(np.diff([normalise([run], points)[0] for run in runs], axis=0)).ravel())]
-    found["encoder alone: mean difference"] = mean(gaps)
-    for of in group(full, *PAIR).values():
-        by = group(of, "encoder_name")
-        if {("XLM-R",), ("mBERT",)} <= by.keys():
-            compared.append((numbers(by["XLM-R",]), numbers(by["mBERT",])))
-    for key in list(found):
-        gaps = [xlmr.get(key, math.nan) - mbert.get(key, math.nan) for xlmr, mbert in compared]
-        found[f"{key}, XLM-R - mBERT"] = mean(gaps)
-    return found
+    return {"head alone: largest change": np.max(np.concatenate(heads)),
+            "encoder alone: mean difference": mean(gaps)}
 
 # ---- report ------------------------------------------------------------------------------------------------
 HOW = """Mean ± standard deviation over seeds, 0 to 100, on the target's dev set, but for two source columns.

@@ -9,7 +9,6 @@ to read any derived language. It ends as an ordinary folder, with its measures i
 
 import json
 import math
-import time
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -31,7 +30,7 @@ import data
 import derive
 import results
 from results import KitError
-from train import Settings, autocast, train
+from train import Settings, train
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)   # their ids
@@ -100,9 +99,11 @@ def scratch(folder, kind, src, tgt, texts, weights, writes=False):
     """The Scratch encoders of a pair under a folder, one for each weight of the alignment loss.
     Where no language is derived it is one encoder of all texts. Raises KitError where texts do not suit."""
     *originals, derived = sorted((*src.split("+"), tgt), key=lambda lang: len(derive.parse(lang)[1]))
-    (base, none), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
+    (base, earlier), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
     alone, texts = kind == "scratch-original", tuple(texts)
-    if none or steps and len(texts) > 2 or len(texts) == 1 and not alone and (base != other or not steps):
+    gives_both = steps and base == other   # the one text makes the other
+    enough = len(texts) > 1 or alone or gives_both
+    if earlier or not enough or steps and len(texts) > 2:   # earlier: two languages are derived
         raise KitError(f"--encoder {kind} for {src} and {tgt}: with one --text, one of the two must be "
                        "derived from the other; with two, no more than one may be derived, with more none.")
     name = f"{'+'.join(originals)}-{derived}" if steps else "-".join(Path(text).stem for text in texts)
@@ -388,21 +389,3 @@ def finished(folder, about):
     results.clear(folder)
     (folder / "text.ids").unlink(missing_ok=True)
     return made
-
-def cost(preset, device, precision="fp32"):
-    """Seconds of a step on a device, as three steps on random subwords took (on a CPU: on part of a batch).
-    All blocks are as long as they may be, so with blocks=sentences this is an upper bound."""
-    device = torch.device(device)
-    size = preset.batch if device.type == "cuda" else max(1, min(preset.batch, 2048 // preset.length))
-    model = Pretraining(preset).to(device).train()
-    adam = torch.optim.Adam(model.parameters(), fused=True)
-    ids = torch.randint(len(SPECIALS), preset.vocabulary, (size, preset.length))
-    batch, began = to_batch(ids, *hide(ids, preset), device), []
-    for _ in range(3):
-        began.append(time.time())
-        with autocast(device.type, precision):
-            loss = model.loss(batch)
-        loss.backward()
-        adam.step()
-        loss.item()   # waits for the device
-    return (time.time() - began[1]) / 2 * preset.batch / size   # the first one is slower

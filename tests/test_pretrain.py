@@ -256,9 +256,6 @@ def test_the_loss_falls_and_the_alignment_loss_aligns(text, tmp_path):
     assert losses[-1] < losses[0] - 2
     assert min(made["P@1"]["in the loss"]) > 90 > 30 > max(made["P@1"]["left out"])
 
-def test_cost_is_a_time():
-    assert 0 < pretrain.cost(PRESET, "cpu") < 10
-
 # ---- folders ----------------------------------------------------------------------------------------------
 
 def test_an_encoder_folder_is_an_ordinary_one_and_reads_its_derived_language(made):

@@ -214,7 +214,6 @@ def test_what_does_not_fit_is_told_before_anything_is_written(line, encoder, tmp
     assert "it is an encoder alone" in problem("--encoder", str(encoder))
     assert "--parallel names no file for de" in problem("--parallel", *files)
     assert "de.txt has 1, " in problem("--parallel", *files, str(short))
-    assert "no token for the language 'de'" in problem("--language-tokens")
     path = data.title_file(tmp_path / "data", "de", "dev").path
     path.write_text(path.read_text() + "{}\n")
     assert f"{path}, line 13: its 'source' is None; expected a text." in problem()
