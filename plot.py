@@ -176,14 +176,30 @@ def plane_figure(grids):
         ax.contourf(axis, axis, height, levels=(-1, *LEVELS, 101), colors=SHADES)
         if reached := [level for level in LEVELS if height.count() and height.min() < level <= height.max()]:
             contours = ax.contour(axis, axis, height, levels=reached, colors="0.25", linewidths=0.8)
-            ax.clabel(contours, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7)
+            for text in ax.clabel(contours, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7,
+                                  manual=free_places(contours, axis)):
+                text.set_rotation(0)
         for point, name in ((BOTH, grid.pair), (SRC, grid.languages[0]), (TGT, grid.languages[1])):
             ax.plot(*point, "o", color="black", markeredgecolor="white", markersize=5)
             ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold", path_effects=halo)
-        title(ax, f"{grid.task_name}, {grid.encoder_name}: score on {grid.languages[side]}", of, grid.square)
+        encoder = grid.encoder_name.removeprefix("scratch").lstrip(", ")   # it is the pair's own
+        name = ", ".join(filter(None, (f"{grid.task_name} {grid.pair}", encoder)))
+        title(ax, f"{name}\nscore on {grid.languages[side]}", of, grid.square)
         ax.set(xlim=axis[[0, -1]], ylim=axis[[0, -1]], aspect="equal", xticks=axis[::5], yticks=axis[::5],
                xlabel="α₁", ylabel="α₂")
     return figure
+
+def free_places(contours, axis):
+    """A place (2,) for each level's number: where its lines are far from models, frame and other numbers."""
+    taken, found = [np.add(model, (0.1, 0.05)) for model in (BOTH, SRC, TGT)], []   # where names stand, too
+    for lines in contours.allsegs:
+        line = np.concatenate(lines)
+        frame = np.minimum(line - axis[0], axis[-1] - line).min(1)
+        gaps = np.linalg.norm(line[:, None] - np.array(taken + found), axis=2).min(1)
+        room = np.minimum(gaps, frame)
+        if room.max(initial=0) > 0.06:
+            found.append(line[room.argmax()])
+    return found
 
 def norms_figure(grids):
     """Fig. 4: the ratio of the norms of d_src and d_tgt and the angle between them, a dot for each run."""
@@ -227,26 +243,28 @@ def bars_figure(found):
     return figure
 
 def points_figure(found, labels):
-    """Panels of {attribute: label} against alignment: a point a derived language, hollow with --align."""
-    from matplotlib.transforms import offset_copy
-    figure, panels = canvas(len(labels), 1, .9 + 2.4 / len(labels), sharex=True)
-    at = {each.name: each.alignment for each in found}
-    for (name, label), ax in zip(labels.items(), panels.flat, strict=True):
+    """Panels of {attribute: label} against alignment: a point a task, joined for each derived language."""
+    figure, panels = canvas(len(labels), 1, .6 + 1.8 / len(labels) ** .5, sharex=True)
+    of_name, srcs = group(found, "name"), {each.src for each in found}
+    languages = sorted(of_name.values(), key=lambda of: of[0].alignment)
+    at = np.log10([.02, *(max(.1, of[0].alignment) for of in languages), 1000])
+    for (attribute, label), ax in zip(labels.items(), panels.flat, strict=True):
         for number, ((task,), of) in enumerate(group(found, "task").items()):
             look = {"marker": "os^D"[number % 4], "color": DOTS[number % 4], "lw": 0}
             ax.plot([], [], **look, label=task)
             for each in of:
-                ax.plot(each.alignment, getattr(each, name), **look, mfc="white" if each.align else None)
+                ax.plot(each.alignment, getattr(each, attribute), **look, mfc="white" if each.align else None)
+        for of, left, right in zip(languages, np.diff(at), np.diff(at)[1:]):
+            x, y = of[0].alignment, [getattr(each, attribute) for each in of]
+            ax.plot([x, x], [min(y), max(y)], color="0.7", lw=.8, zorder=0)
+            side, name = 1 if right > left else -1, of[0].short if len(srcs) == 1 else of[0].name
+            if ax is panels[0, 0]:   # beside the point, where there is more room
+                ax.annotate(name, (x, max(y)), (5 * side, 0), textcoords="offset points", size=6, va="center",
+                            ha="left" if side > 0 else "right")
         ax.set_ylabel(label)
-        ax.vlines([*at.values()], 0, 1, "0.85", lw=.5, zorder=0, transform=ax.get_xaxis_transform())
-    line = {"arrowstyle": "-", "lw": .3, "relpos": (.5, 0), "shrinkA": 0}
-    above = offset_copy(panels[0, 0].transAxes, figure, y=.2)   # by inches
-    for name, place in zip(sorted(at, key=at.get), np.linspace(0, 1, len(at)), strict=True):
-        panels[0, 0].annotate(name, (at[name], 1), (place, 1), ("data", "axes fraction"), above,
-                              size=6, rotation=90, ha="center", arrowprops=line)
     ax.set_xscale("symlog", linthresh=.1)   # P@1 may be 0, and differs most where it is small
     ax.set_xticks([0, .1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
-    ax.set(xlim=(-.02, 140), xlabel="alignment, P@1 in %; hollow: with --align")
+    ax.set(xlim=(-.02, 1000), xlabel="alignment, P@1 in %; hollow: with --align")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=4, handlelength=1)
     return figure
 

@@ -114,13 +114,16 @@ def test_rule_of_each_claim(claim, verdict, cases, grids):
 @pytest.mark.filterwarnings("error")
 def test_figures_hold_the_numbers(tmp_path):
     def points(ax):
-        lines = [line for line in ax.lines if len(line.get_xydata())]   # the others are for the legend
+        lines = [line for line in ax.lines if len(line.get_xydata()) == 1]   # no legend, nothing joined
         return {(*line.get_xydata()[0].round(9), line.get_mfc() == "white") for line in lines}
     (_, _, bars), (_, _, deltas), (_, _, surface) = plot.derived_figures(GRIDS)
     [bars], [deltas] = bars().axes, deltas().axes
     assert sorted(bar.get_width() for bar in bars.patches) == pytest.approx([-70, -49, -20, -5, 20])
     assert points(deltas) == {(10, -49, False), (0, -70, False), (44.5, -20, True)}
-    assert [text.get_text() for text in deltas.texts] == [TI, T, T + ", align 5"]
+    assert [text.get_text() for text in deltas.texts] == ["+ inversion", "transliteration", "+ align 5"]
+    found = derive.transfers([grid(T, 40, 90, 5), grid(T, 70, 90, 5, task="ner")])
+    joined = plot.points_figure(found, {"delta": "Delta"}).axes[0].lines[-1]
+    assert joined.get_xydata().tolist() == [[5, -50], [5, -20]]
     for ax, value in zip(surface().axes, (.475, .95, 51.5), strict=True):   # 44 to 36 and 47.6 to 40.4, of 80
         assert (10, value, False) in points(ax)
     [(_, _, alone)] = plot.derived_figures(GRIDS[6:7])   # nothing is transliterated: bars, here a single one

@@ -331,8 +331,16 @@ def test_bands_are_named_and_few_seeds_are_drawn_one_by_one(targets, numbers, ba
 
 def test_models_languages_and_encoders_are_named():
     said = texts([grid(lines=False), grid(lines=False, encoder="xlmr")], "plane-pos-en-de")
-    for text in ("EN-DE", "EN", "DE", "POS, mBERT: score on EN", "POS, XLM-R: score on DE", ".90", ".95"):
+    for text in ("EN-DE", "EN", "DE", "POS EN-DE, mBERT\nscore on EN",
+                 "POS EN-DE, XLM-R\nscore on DE", ".90", ".95"):
         assert f"| {text} |" in said
+    from matplotlib.text import Text
+    plane, own = grid(lines=False), grid(lines=False, pretraining="scratch", align=0)
+    numbers = [text for text in drawn([plane], "plane-pos-en-de", Text) if text.get_text()[:1] == "."]
+    assert len(numbers) > 4 and {text.get_rotation() for text in numbers} == {0}
+    places = np.array([text.get_position() for text in numbers])
+    assert (abs(places - 0.5) < 0.95).all()   # clear of the frame
+    assert "| POS EN-DE\nscore on DE |" in texts([own], "plane-pos-en-de")   # its encoder is the pair's own
     assert "0\nEN |" in texts([grid()], "lines-pos") and "1\nEN-DE |" in texts([grid()], "lines-pos")
     assert "1\nEN-X |" in texts([grid(), grid(tgt="ru")], "lines-pos")
     names = {"tiny-bert": "tiny-bert", "FacebookAI--xlm-roberta-large": "XLM-R", "my-mbert": "my-mbert"}
