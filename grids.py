@@ -174,7 +174,7 @@ def band(values):
     """Mean along the first axis and half width of its 95 % interval (ours: Student's t); NaN where n is 1."""
     number, middle, sd = moments(values)
     free = np.maximum(number - 1, 1)
-    t = np.where(free > len(T975), 1.95996 + 2.3723 / free + 2.8225 / free ** 2,  # beyond: off by .0021 at most
+    t = np.where(free > len(T975), 1.95996 + 2.3723 / free + 2.8225 / free ** 2,  # off by .0021 at most
                  np.take(T975, free - 1, mode="clip"))
     return middle, t * sd / np.sqrt(free + 1)
 

@@ -17,14 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
 
 import data
 import derive
@@ -155,7 +149,7 @@ def train_tokenizer(texts, preset):
                        f"vocabulary={preset.vocabulary} needs more text.")
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", BEGIN), ("</s>", END)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe, model_max_length=positions(preset), bos_token="<s>", cls_token="<s>",
         eos_token="</s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")
 
@@ -189,12 +183,12 @@ def prepare(folder, texts, steps, preset, settings):
 # ---- batches ----------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
-    """B blocks of up to L subwords, S of which are predicted; of a BART all T of them."""
+    """B blocks of up to L subwords, and the S subwords of them that are predicted; by a BART all T."""
     ids: torch.Tensor            # (B, L) as they are shown
     mask: torch.Tensor | None    # (B, L) True at subwords; None where nothing is padded
-    at: torch.Tensor | None      # (S,) which of the B * L are predicted
-    labels: torch.Tensor         # (S,) what they are; of a BART (B, T), -100 at padding
-    count: int                   # of labels
+    labels: torch.Tensor         # (B, L), of a BART (B, T): the predicted subwords, -100 elsewhere
+    at: torch.Tensor             # (S,) where they are, the rows of labels laid end to end
+    count: int                   # S
 
 class Blocks:
     """A memory-mapped text, cut into blocks of which each step draws some, all equally often."""
@@ -214,14 +208,9 @@ class Blocks:
     def batches(self, step, parts, device):
         """The Batch of a step in so many parts, drawn from the step alone: a resumed run draws the same."""
         generator = torch.Generator().manual_seed(self.preset.seed * 1_000_003 + step)
-        ids = self.draw(generator)
-        if self.writes:
-            shown = replace_spans(ids, self.preset, generator)
-            split = zip(shown.tensor_split(parts), ids.tensor_split(parts), strict=True)
-            return [to_rebuild(*part, device) for part in split]
-        shown, selected = hide(ids, self.preset, generator)
-        split = zip(*(each.tensor_split(parts) for each in (ids, shown, selected)), strict=True)
-        return [to_batch(*part, device) for part in split]
+        shown, labels = (replace_spans if self.writes else hide)(self.draw(generator), self.preset, generator)
+        return [to_batch(*part, device)
+                for part in zip(shown.tensor_split(parts), labels.tensor_split(parts), strict=True)]
 
     def draw(self, generator):
         """(B, L) subword ids, padded."""
@@ -235,17 +224,18 @@ class Blocks:
         return ids
 
 def hide(ids, preset, generator=None):
-    """(shown (B, L), selected (B, L)) of ids (B, L): 15 % are selected, of which 80 % are shown as <mask>,
-    10 % as a random subword of the original half, 10 % as they are; special tokens are neither."""
+    """(shown (B, L), labels (B, L)) of ids (B, L): 15 % are selected, the labels; 80 % of them are shown as
+    <mask>, 10 % as a random subword of the original half, 10 % as they are; special tokens are neither."""
     selected = (torch.rand(ids.shape, generator=generator) < preset.selected) & (ids >= len(SPECIALS))
     how = torch.rand(ids.shape, generator=generator)
     other = torch.randint(len(SPECIALS), preset.vocabulary, ids.shape, generator=generator)
     shown = torch.where(how < .8, MASK, torch.where(how < .9, other, ids))
-    return torch.where(selected, shown, ids), selected
+    return torch.where(selected, shown, ids), ids.masked_fill(~selected, -100)
 
 def replace_spans(ids, preset, generator=None):
-    """ids (B, L) with spans of one to three subwords (ours), each replaced by one <mask>, as (B, L'), padded.
-    A `selected` share of the positions begins a span; special tokens are never in one."""
+    """(shown (B, L'), labels (B, L)) of ids (B, L): all are labels but padding; shown are spans of one to
+    three subwords (ours) as one <mask> each. A `selected` share of the positions begins a span; special
+    tokens are never in one."""
     begins = torch.rand(ids.shape, generator=generator) < preset.selected
     lengths = torch.randint(1, 4, ids.shape, generator=generator)
     rows = []
@@ -259,17 +249,13 @@ def replace_spans(ids, preset, generator=None):
             elif not hidden:
                 shown.append(subword)
         rows.append(torch.tensor(shown))
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    shown = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    return shown, ids.masked_fill(ids == PAD, -100)
 
-def to_batch(ids, shown, selected, device):
-    at, mask = selected.flatten().nonzero()[:, 0], ids != PAD
+def to_batch(shown, labels, device):
+    mask, at = shown != PAD, (labels.flatten() >= 0).nonzero()[:, 0]
     mask = None if mask.all() else mask.to(device)
-    return Batch(shown.to(device), mask, at.to(device), ids.flatten()[at].to(device), len(at))
-
-def to_rebuild(shown, ids, device):
-    mask, labels = shown != PAD, ids.masked_fill(ids == PAD, -100)
-    mask = None if mask.all() else mask.to(device)
-    return Batch(shown.to(device), mask, None, labels.to(device), int((labels >= 0).sum()))
+    return Batch(shown.to(device), mask, labels.to(device), at.to(device), len(at))
 
 # ---- model ------------------------------------------------------------------------------------------------
 
@@ -280,7 +266,7 @@ class Pretraining(torch.nn.Module):
         super().__init__()
         torch.manual_seed(preset.seed)
         self.align, self.rows = align, rows
-        self.masked = RobertaForMaskedLM(RobertaConfig(
+        self.masked = transformers.RobertaForMaskedLM(transformers.RobertaConfig(
             vocab_size=2 * preset.vocabulary, hidden_size=preset.hidden, num_hidden_layers=preset.layers,
             num_attention_heads=preset.heads, intermediate_size=4 * preset.hidden, type_vocab_size=1,
             hidden_dropout_prob=preset.dropout, attention_probs_dropout_prob=preset.dropout,
@@ -294,7 +280,8 @@ class Pretraining(torch.nn.Module):
     def loss(self, batch):
         """Cross entropy of the selected subwords, minus `align` times the mean cosine of e_i and e_(i+V)."""
         hidden = self.masked.roberta(batch.ids, attention_mask=batch.mask).last_hidden_state       # (B, L, H)
-        loss = F.cross_entropy(self.masked.lm_head(hidden.flatten(0, 1)[batch.at]), batch.labels)
+        logits = self.masked.lm_head(hidden.flatten(0, 1)[batch.at])                               # (S, 2 V)
+        loss = F.cross_entropy(logits, batch.labels.flatten()[batch.at])
         if self.align:
             e = self.embeddings()
             loss = loss - self.align * F.cosine_similarity(e[self.rows], e[self.rows + len(e) // 2]).mean()
@@ -306,7 +293,7 @@ class Rebuilding(torch.nn.Module):
     def __init__(self, preset):
         super().__init__()
         torch.manual_seed(preset.seed)
-        self.masked = BartForConditionalGeneration(BartConfig(
+        self.masked = transformers.BartForConditionalGeneration(transformers.BartConfig(
             vocab_size=preset.vocabulary, d_model=preset.hidden, encoder_layers=preset.layers,
             decoder_layers=preset.layers, encoder_attention_heads=preset.heads,
             decoder_attention_heads=preset.heads, encoder_ffn_dim=4 * preset.hidden,

@@ -319,9 +319,6 @@ def test_a_last_step_that_spoils_the_parameters_is_a_loss_that_is_no_number(kit,
     monkeypatch.setattr(heads.Linear, "loss", spoiling)
     assert kit.run("--select", "last") == 3 and "de+en seed 1: the loss became nan before step 10" in kit.said
 
-def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_a_result(kit):
-    assert kit.run(lr=1e11) in (0, 3) and kit.run(lr=1e-12, out=kit.folder / "small") in (0, 2)
-
 # ---- result files -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, words", [
