@@ -148,7 +148,7 @@ class Language:
         self.before = Counter(before for word in self.counts for before, _ in trigrams(word))
 
     def chance(self, word):
-        """P(word | language). Every letter counts a tenth more than seen, as if there were a hundred."""
+        """P(word | language). A tenth is added to the count of each letter, as of a hundred letters."""
         unseen = self.once if script(word) in self.scripts else 0.0
         for before, letter in trigrams(word):
             unseen *= (self.grams[before, letter] + .1) / (self.before[before] + 10)
@@ -229,7 +229,7 @@ def xlrs(model, first, second, tokens=1280):
 
 @torch.no_grad()
 def sentence_states(model, sentences, tokens):
-    """States (S, H) of sentences in file order, fp32: sums over what is read, which point where means do."""
+    """States (S, H) of sentences in file order, fp32, as sums over what is read: the cosine is that of means."""
     rows, sums = [], []
     for batch in sentences.batches(tokens):
         sums.append(model.read(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)
@@ -237,8 +237,8 @@ def sentence_states(model, sentences, tokens):
     return torch.cat(sums)[torch.cat(rows).argsort()]
 
 class Watch:
-    """What a run logs of its source-only models with --parallel, at every dev scoring and never to train by:
-    XLRS and the target's score."""
+    """What a run logs of its source-only models with --parallel at every dev scoring: XLRS and the target's
+    score. No training uses them."""
 
     SENTENCES = 500   # at most
 

@@ -43,7 +43,7 @@ class Grid:
         self.encoder_name = NAMES.get(self.encoder.split("--")[-1], self.encoder)  # OWNER--NAME on the hub
         made, control = header.get("pretraining", "scratch"), header.get("control", "")
         self.control = bool(control) or made != "scratch"  # beside the experiment, in no claim of the paper
-        if "pretraining" in header:  # here, for its pair alone
+        if "pretraining" in header:  # it was made in this run, for its pair alone
             self.encoder_name = f"{made}, align {header['align']:g}" if header["align"] else made
         if control:
             self.encoder, self.encoder_name = f"{self.encoder}, {control}", f"{self.encoder_name}, {control}"
@@ -163,7 +163,7 @@ def wrong_words(runs, at):
     return mean([grid.scores[grid.metrics[-1]][at][1] for grid in told])
 
 def moments(values):
-    """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN of too few."""
+    """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN where too few are left."""
     there = np.ma.masked_invalid(np.array(values, float))
     return there.count(0), np.ma.filled(there.mean(0), np.nan), np.ma.filled(there.std(0, ddof=1), np.nan)
 
