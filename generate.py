@@ -229,7 +229,7 @@ def xlrs(model, first, second, tokens=1280):
 
 @torch.no_grad()
 def sentence_states(model, sentences, tokens):
-    """States (S, H) of sentences in file order, fp32: sums over what is read, for a cosine as good as means."""
+    """States (S, H) of sentences in file order, fp32: sums over what is read; cosines are as of means."""
     rows, sums = [], []
     for batch in sentences.batches(tokens):
         sums.append(model.read(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)

@@ -163,7 +163,7 @@ def wrong_words(runs, at):
     return mean([grid.scores[grid.metrics[-1]][at][1] for grid in told])
 
 def moments(values):
-    """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN where too few are left."""
+    """Number, mean, sd (divisor n - 1) along the first axis, without NaNs; NaN if too few are left."""
     there = np.ma.masked_invalid(np.array(values, float))
     return there.count(0), np.ma.filled(there.mean(0), np.nan), np.ma.filled(there.std(0, ddof=1), np.nan)
 
