@@ -632,22 +632,19 @@ class Titles(Encoded):
         """Texts of outputs (R, T), without special tokens."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-def encode_titles(examples, tokenizer, split, label, language=None):
+def encode_titles(examples, tokenizer, split, label):
     """Titles of (source, target) examples; what is longer than the model takes is cut and counted.
-    language: a language_token, which then marks the source and begins the target. Without it nothing names
-    their language, not even where the tokenizer by itself adds a token that does (ours)."""
+    Nothing names their language, not even where the tokenizer by itself adds a token that does (ours)."""
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
-    first = [tokenizer.convert_tokens_to_ids(language)] if language else []
-    room = most - len(first) - 1
     encoded, own = Titles(tokenizer), plain(tokenizer)
     for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
-        windows = inputs(sources, tokenizer, SOURCE_SUBWORDS, language)
+        windows = inputs(sources, tokenizer, SOURCE_SUBWORDS)
         written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids
         for (ids, _, cut), target in zip(windows, written, strict=True):
-            gold = [*first, *map(own, target[:room]), tokenizer.eos_token_id]
+            gold = [*map(own, target[:most - 1]), tokenizer.eos_token_id]
             encoded.add(ids, [0], [gold + [-1] * (most - len(gold))])
-            encoded.counts["truncated"] += cut + (len(target) > room)
+            encoded.counts["truncated"] += cut + (len(target) >= most)
         encoded.texts += targets
     encoded.counts["sentences"] = encoded.counts["words"] = len(encoded.texts)  # one output each
     return encoded
@@ -660,26 +657,16 @@ def encode_sentences(texts, tokenizer):
         encoded.add(ids, read, [(-1,)] * len(read))
     return encoded
 
-def inputs(texts, tokenizer, most, language=None):
+def inputs(texts, tokenizer, most):
     """Yield (ids, positions of the text's own subwords, whether it was cut) per text."""
-    if language:
-        tokenizer.src_lang = language
     own = plain(tokenizer)
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id}
     out = tokenizer(texts, truncation=True, max_length=min(most, tokenizer.model_max_length),
                     return_attention_mask=False, return_special_tokens_mask=True)
     for ids, marks, encoding in zip(out.input_ids, out.special_tokens_mask, out.encodings, strict=True):
-        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if language or not mark or i in ends]
+        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if not mark or i in ends]
         places = [place for place, (_, mark) in enumerate(kept) if not mark]
         yield [i if mark else own(i) for i, mark in kept], places, bool(encoding.overflowing)
-
-def language_token(tokenizer, lang):
-    """The token for a language in models that have such tokens: de_DE in mBART. Raises KitError."""
-    for token in tokenizer.all_special_tokens:
-        if re.fullmatch(f"{lang}_[A-Z]{{2}}", token):
-            return token
-    raise KitError(f"The encoder has no token for the language {lang!r}, as mBART has de_DE for de: leave "
-                   "language tokens out.")
 
 def load(path, lang, split, read, encode, tokenizer, limit=None):
     """The Encoded set of a file's first `limit` sentences; counts["in_file"] is of all. Raises KitError."""

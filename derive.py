@@ -7,13 +7,12 @@ After "When is BERT Multilingual? Isolating Crucial Ingredients for Cross-lingua
 """
 
 from collections import Counter
-from functools import partial
 from itertools import permutations
 
 import numpy as np
 
 import data
-import plot
+from grids import CASE, PAIR, SRC, TGT, group, mean, normalise, shape, sound, table, verdict, verdicts
 from results import KitError
 
 ORDERS = ("inversion", "permutation")
@@ -207,28 +206,30 @@ class Transfer:
         self.here, self.align = "align" in header, header.get("align")   # here: as pretrain.about() says
         self.p1 = [np.mean(there_and_back) for there_and_back in (header.get("alignment") or {}).values()]
         note = f", align {self.align:g}" if self.align else "" if self.here else f", {first.encoder_name}"
-        self.name, self.alignment = first.tgt + note, plot.mean(self.p1)
-        self.BZ, self.BS = ([run.points[at][1] for run in runs] for at in (plot.SRC, plot.TGT))
-        self.MZ = [run.points[plot.SRC][1] for run in controls if self.here]
+        self.name, self.alignment = first.tgt + note, mean(self.p1)
+        more = [*sorted(self.steps - {"transliteration"}), *([f"align {self.align:g}"] if self.align else ())]
+        self.short = f"+ {', '.join(more)}" if more else "transliteration"   # beside transliterated ones
+        self.BZ, self.BS = ([run.points[at][1] for run in runs] for at in (SRC, TGT))
+        self.MZ = [run.points[SRC][1] for run in controls if self.here]
         self.deltas = np.subtract(self.BZ, self.BS)
         self.delta = self.deltas.mean()
-        near, far = plot.mean(plot.normalise(runs, [(.9, 0.), (1.1, 0.)])[0])[:, 1]
+        near, far = mean(normalise(runs, [(.9, 0.), (1.1, 0.)])[0])[:, 1]
         self.slope = (near - far) / .2   # of the target at the zero-shot point, along Eq. 1
-        self.lowest = plot.shape(runs, 1).get("lowest score", [np.nan])[0]   # of the source on Eq. 1
-        self.angle = plot.mean([run.angle for run in runs if run.known])
+        self.lowest = shape(runs, 1).get("lowest score", [np.nan])[0]   # of the source on Eq. 1
+        self.angle = mean([run.angle for run in runs if run.known])
 
 def transfers(grids):
     """The Transfers in grids, by task and name; runs that collapsed or lack a model are left out."""
-    grids = [grid for grid in plot.sound(grids)
-             if grid.tgt.startswith(grid.src + ".") and {plot.SRC, plot.TGT} <= grid.points.keys()]
+    grids = [grid for grid in sound(grids)
+             if grid.tgt.startswith(grid.src + ".") and {SRC, TGT} <= grid.points.keys()]
     alone = "scratch-original"
-    controls = plot.group([grid for grid in grids if grid.header.get("pretraining") == alone], *plot.PAIR)
-    cases = plot.group([grid for grid in grids if not grid.control], *plot.CASE)
+    controls = group([grid for grid in grids if grid.header.get("pretraining") == alone], *PAIR)
+    cases = group([grid for grid in grids if not grid.control], *CASE)
     found = [Transfer(runs, controls.get((task, *pair), ())) for (task, _, *pair), runs in cases.items()]
     return sorted(found, key=lambda each: (each.task, each.name))
 
-def table(grids):
-    """{task: rows {column: cell}} for plot.table, a row a derived language."""
+def summary(grids):
+    """{task: rows {column: cell}} for grids.table, a row a derived language."""
     found = {}
     for each in transfers(grids):
         BZ, BS, MZ = (f"{np.mean(scores):.1f}" if scores else "-" for scores in (each.BZ, each.BS, each.MZ))
@@ -258,7 +259,7 @@ def correlate(x, y):
 
 def correlations(grids):
     """{task: (n, *correlate())} of alignment and Delta, over transliterated languages without --align."""
-    aligned = plot.group([each for each in transfers(grids) if each.p1 and not each.align], "task")
+    aligned = group([each for each in transfers(grids) if each.p1 and not each.align], "task")
     return {task: (len(of), *correlate([each.alignment for each in of], [each.delta for each in of]))
             for (task,), of in aligned.items()}
 
@@ -280,75 +281,23 @@ def claims(grids):
     ranked = [[rank - .7 + 1e-6] for task, (n, rank, *_) in correlations(grids).items()
               if task in TASKS and n > 3 and np.isfinite(rank)]
     found = zip(CLAIMS, (alone, order, both, ranked, risen), strict=True)
-    return [{"claim": claim, "paper": paper} | plot.verdict(cases, measured)
+    return [{"claim": claim, "paper": paper} | verdict(cases, measured)
             for (claim, paper, measured), cases in found]
-
-def figures(grids):
-    """The figures of derived languages, as plot.plan has its own; none where there are no such grids."""
-    found = transfers(grids)
-    aligned = [each for each in found if each.p1]
-    surface = {"slope": "slope of target\nat zero-shot", "lowest": "lowest source\nscore on Eq. 1",
-               "angle": "angle, degrees"}
-    drawn = [("ingredients", "Delta of each derived language", partial(bars_figure, found)),
-             ("ingredients-alignment", "Delta against alignment",
-              partial(points_figure, aligned, {"delta": "Delta, points"})),
-             ("ingredients-surface", "Target's slope, source's flatness and angle against alignment",
-              partial(points_figure, aligned, surface))]
-    return drawn if aligned else drawn[:1] if found else []
-
-def bars_figure(found):
-    """Delta of each derived language, a bar a task; lines: standard deviation over seeds."""
-    tasks, names = plot.group(found, "task"), sorted({each.name for each in found})
-    width = 1 / (len(tasks) + 1)
-    figure, [[ax]] = plot.canvas(1, 1, 1 + .08 * len(names) / width)
-    for number, ((task,), of) in enumerate(tasks.items()):
-        y = [names.index(each.name) + (number - (len(tasks) - 1) / 2) * width for each in of]
-        ax.barh(y, [each.delta for each in of], width, color=plot.DOTS[number % 4], label=task,
-                xerr=[plot.moments(each.deltas)[2] for each in of], error_kw={"elinewidth": .8})
-    ax.axvline(0, color="black", lw=.6)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="Delta, points", ylim=(len(names) - .5, -.5))
-    figure.legend(loc="outside upper right", ncols=4, handlelength=1)
-    return figure
-
-def points_figure(found, labels):
-    """Panels of {attribute: label} against alignment: a point a derived language, hollow with --align."""
-    from matplotlib.transforms import offset_copy
-    figure, panels = plot.canvas(len(labels), 1, .9 + 2.4 / len(labels), sharex=True)
-    at = {each.name: each.alignment for each in found}
-    for (name, label), ax in zip(labels.items(), panels.flat, strict=True):
-        for number, ((task,), of) in enumerate(plot.group(found, "task").items()):
-            look = {"marker": "os^D"[number % 4], "color": plot.DOTS[number % 4], "lw": 0}
-            ax.plot([], [], **look, label=task)
-            for each in of:
-                ax.plot(each.alignment, getattr(each, name), **look, mfc="white" if each.align else None)
-        ax.set_ylabel(label)
-        ax.vlines([*at.values()], 0, 1, "0.85", lw=.5, zorder=0, transform=ax.get_xaxis_transform())
-    line = {"arrowstyle": "-", "lw": .3, "relpos": (.5, 0), "shrinkA": 0}
-    above = offset_copy(panels[0, 0].transAxes, figure, y=.2)   # by inches
-    for name, place in zip(sorted(at, key=at.get), np.linspace(0, 1, len(at)), strict=True):
-        panels[0, 0].annotate(name, (at[name], 1), (place, 1), ("data", "axes fraction"), above,
-                              size=6, rotation=90, ha="center", arrowprops=line)
-    ax.set_xscale("symlog", linthresh=.1)   # P@1 may be 0, and differs most where it is small
-    ax.set_xticks([0, .1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
-    ax.set(xlim=(-.02, 140), xlabel="alignment, P@1 in %; hollow: with --align")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=4, handlelength=1)
-    return figure
 
 def section(grids):
     """(Markdown for report.md, text 79 columns wide) on derived languages."""
-    found, said, related = table(grids), claims(grids), []
+    found, said, related = summary(grids), claims(grids), []
     for task, (n, *numbers) in correlations(grids).items():
         cells = ["-" if np.isnan(number) else f"{number:.2f}" for number in numbers]
         names = "task", "n", "Spearman", "p", "Pearson", "paper, n = 7"
         related.append(dict(zip(names, (task, str(n), *cells, PAPER_R.get(task, "-")), strict=True)))
-    parts = ["## Derived languages", HOW, *(f"{task}\n\n{plot.table(rows)}" for task, rows in found.items()),
-             related and "Alignment and Delta, transliterated, without --align", plot.table(related),
-             plot.table(said), RULES]
+    parts = ["## Derived languages", HOW, *(f"{task}\n\n{table(rows)}" for task, rows in found.items()),
+             related and "Alignment and Delta, transliterated, without --align", table(related),
+             table(said), RULES]
     shown = "P@1", "BZ", "BS", "Delta"
     lines = ["Derived languages: BZ of source-only, BS of target-only models; Delta = BZ - BS"]
     for task, rows in found.items():
         short = [{task: row["derived language"][-38:]} | {key: row[key] for key in shown} for row in rows]
-        lines += ["", plot.table(short, "  ")]
-    lines += ["", "Alignment and Delta", plot.table(related, "  "), ""] if related else [""]
-    return "\n\n".join(filter(None, parts)), "\n".join(lines + plot.verdicts(said))
+        lines += ["", table(short, "  ")]
+    lines += ["", "Alignment and Delta", table(related, "  "), ""] if related else [""]
+    return "\n\n".join(filter(None, parts)), "\n".join(lines + verdicts(said))

@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from textwrap import fill
@@ -29,8 +29,10 @@ from torch import nn
 import data
 import derive
 import heads
-import plot
 from data import TARGET_SUBWORDS
+
+from grids import (  # isort: skip
+    BOTH, SRC, cases, group, mean, normalise, slopes, sound, table, verdict, verdicts, wrong_words)
 from results import KitError
 
 # --------------------------------------------------------------------------------------------------- model
@@ -49,22 +51,22 @@ class Generator(nn.Module):
     A parameter's name begins with its half, encoder or decoder. The embeddings that both halves share, and
     with them the output layer where it is tied to them, belong to neither: their name is `shared` (ours)."""
 
-    def __init__(self, pretrained, given=0):
-        """pretrained: of load_generator; given: how many subwords of a target are given (its language)."""
+    def __init__(self, pretrained):
+        """pretrained: of load_generator."""
         super().__init__()
         model, tokenizer = copy.deepcopy(pretrained.model), pretrained.tokenizer
         self.shared = model.get_input_embeddings().weight
-        self.encoder, self.decoder, self.given = model.get_encoder(), model, given
+        self.encoder, self.decoder = model.get_encoder(), model
         place = next(name for name, module in model.named_modules() if module is self.encoder)
         outer, _, name = place.rpartition(".")
         delattr(model.get_submodule(outer), name)   # what is left is the decoder, handed the encoder's states
-        self.size, self.first = heads.mean_size(self), None
+        self.first = None   # its windows share no row
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
         self.longest = min(TARGET_SUBWORDS, tokenizer.model_max_length)
         # Instead of the settings it was published with: beams, penalties, a forced first token.
         model.generation_config = transformers.GenerationConfig(
-            max_new_tokens=self.longest - given, do_sample=False, num_beams=1, pad_token_id=self.pad,
+            max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad,
             eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=self.start)
 
     def encode(self, batch):
@@ -89,7 +91,7 @@ class Generator(nn.Module):
     def forward(self, batch):
         """Outputs (B, 1, T), padded to the longest that there may be."""
         states, mask = self.encode(batch)
-        first = F.pad(batch.gold[:, 0, :self.given], (1, 0), value=self.start)        # (B, 1 + given)
+        first = batch.ids.new_full((len(batch.ids), 1), self.start)
         ids = self.decoder.generate(encoder_outputs=states, attention_mask=mask, decoder_input_ids=first)
         return F.pad(ids[:, None, 1:], (0, self.longest - ids.shape[1] + 1), value=self.pad)
 
@@ -146,7 +148,7 @@ class Language:
         self.before = Counter(before for word in self.counts for before, _ in trigrams(word))
 
     def chance(self, word):
-        """P(word | language). Every letter counts a tenth more than seen, as if there were a hundred."""
+        """P(word | language). A tenth is added to the count of each letter, as of a hundred letters."""
         unseen = self.once if script(word) in self.scripts else 0.0
         for before, letter in trigrams(word):
             unseen *= (self.grams[before, letter] + .1) / (self.before[before] + 10)
@@ -217,26 +219,26 @@ def examples(model, dev, number=3):
 
 # ---------------------------------------------------------------------------------------------------- XLRS
 
-def xlrs(model, first, second, tokens=1280, waste=math.inf):
+def xlrs(model, first, second, tokens=1280):
     """(of parallel, of random pairs): mean cosine of the encoder's states of sentences (ours).
     model: a Generator or heads.Model in eval mode; first, second: parallel sets of encode_sentences.
     The state of a sentence is the mean over its subwords at the last layer. In a narrow space all cosines are
     high, so each is also paired with the sentence half the file away, which is never its own translation."""
-    a, b = (sentence_states(model, sentences, tokens, waste) for sentences in (first, second))   # (S, H) each
+    a, b = (sentence_states(model, sentences, tokens) for sentences in (first, second))   # (S, H) each
     return tuple(F.cosine_similarity(a, other).mean().item() for other in (b, b.roll(len(b) // 2, 0)))
 
 @torch.no_grad()
-def sentence_states(model, sentences, tokens, waste):
-    """States (S, H) of sentences in file order, fp32: sums over what is read, which point where means do."""
+def sentence_states(model, sentences, tokens):
+    """States (S, H) of sentences in file order, fp32: sums over what is read; cosines are as of means."""
     rows, sums = [], []
-    for batch in sentences.batches(tokens, waste):
+    for batch in sentences.batches(tokens):
         sums.append(model.read(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)
         rows.append(batch.rows[:, 0])                                                 # of its first read
     return torch.cat(sums)[torch.cat(rows).argsort()]
 
 class Watch:
-    """What a run logs of its source-only models with --parallel, at every dev scoring and never to train by:
-    XLRS and the target's score."""
+    """What a run logs of its source-only models with --parallel at every dev scoring: XLRS and the target's
+    score. No training uses them."""
 
     SENTENCES = 500   # at most
 
@@ -329,29 +331,10 @@ HOW = """Means over seeds. *Target*: score of a model that was not trained on th
 *Wrong*: % of its outputs and of their words in another language. *XLRS*: mean cosine of encoder states of
 parallel sentences / of sentences paired at random. *As many examples*: the model of more sources at the dev
 scoring at which it had seen as many examples as that of fewer; its learning rate had not yet decayed."""
-CLAIMS = (   # a claim and what is measured
-    ("Zero-shot outputs are in the wrong language", "wrong words, zero-shot - bilingual = {:.1f}"),
-    ("XLRS rises in fine-tuning", "after - before = {:.3f}"),
-    ("XLRS goes with worse generation", "- Spearman - 0.5 = {:.2f}"),
-    ("In classification XLRS goes with transfer", "Spearman - 0.5 = {:.2f}"),
-    ("A second source language helps", "fall of wrong words = {:.1f}, rise of score = {:.1f}"),
-    ("XLRS selects better than the source does", "target's score, by XLRS - by source = {:.2f}"),
-    ("A second source leaves less undetermined", "fall of variance = {:.3f}, of slope = {:.3f}"))
 RULES = """A case follows where all that is measured is above 0 (ours). Spearman is over all dev scorings of
 the source-only models of a task, an encoder and a target, and is to be at least .5. *Second source*: against
 each run with fewer, at equal epochs. *Selects*: from the log of one training. *Undetermined*: the target's
 variance over seeds and slope at the zero-shot model, normalised. Controls are in no verdict."""
-
-def writes(grid):
-    return grid.metrics[-1] == "wrong-language words"
-
-def wrong_words(runs, at):
-    """Mean % of the target's words in another language at a point."""
-    return plot.mean([grid.scores[grid.metrics[-1]][at][1] for grid in runs if at in grid.points])
-
-def way(grid):
-    """What was logged of a grid's source-only model: records with step, mean, score, xlrs: [XLRS, random]."""
-    return grid.header.get("way", ())
 
 def adds_to(more, fewer):
     """Whether two grids differ in nothing but that the first has another source language beside."""
@@ -363,42 +346,46 @@ def scored(grids, at, key):
     return [(grid.points[at][0], {metric: points[at][1] for metric, points in grid.scores.items()},
              grid.header.get("xlrs", {}).get(key, [])) for grid in grids if at in grid.points]
 
-def table(grids):
-    """Rows {column: cell} for plot.table, one for each model that was trained on other languages."""
-    rows, cases = [], plot.cases(plot.sound(grids))
-    for case in cases:
+def summary(grids):
+    """Rows {column: cell} for grids.table, one for each model that was trained on other languages."""
+    rows, every = [], cases(sound(grids))
+    for case in every:
         first, name = case[0], case[0].src
-        models = {name: scored(case, plot.SRC, "source"),
-                  f"{name}+{first.tgt} (+)": scored(case, plot.BOTH, "both")}
+        models = {name: scored(case, SRC, "source"),
+                  f"{name}+{first.tgt} (+)": scored(case, BOTH, "both")}
         for part in ("encoder", "decoder"):   # the rest is the bilingual model's
-            same = [grid for grid in plot.sound(grids, part) if plot.cases([grid, first]) == [[grid, first]]]
-            models[f"{name}, its {part} alone"] = scored(same, plot.SRC, part)
-        for fewer in (other[0] for other in cases if adds_to(first, other[0])):
-            seen = max((record["step"] for record in way(fewer)), default=0)
+            same = [grid for grid in sound(grids, part) if cases([grid, first]) == [[grid, first]]]
+            models[f"{name}, its {part} alone"] = scored(same, SRC, part)
+        for fewer in (other[0] for other in every if adds_to(first, other[0])):
+            seen = max((record["step"] for record in fewer.way), default=0)
             models[f"{name}, as many examples as {fewer.src}"] = [
                 (record["mean"], record["score"], record["xlrs"])
-                for grid in case for record in way(grid) if record["step"] == seen]
+                for grid in case for record in grid.way if record["step"] == seen]
         for trained, found in models.items():
             if found:
                 sources, targets, similar = zip(*found, strict=True)
                 target, *wrong = (f"{np.mean([score[name] for score in targets]):.1f}"
-                                  for name in (first.metrics if writes(first) else first.metrics[:1]))
+                                  for name in (first.metrics if first.writes else first.metrics[:1]))
                 both = " / ".join(f"{x:.3f}" for x in np.mean(similar, 0)) if all(similar) else "-"
                 rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": trained,
                              "on": first.tgt, "source": f"{np.mean(sources):.1f}", "target": target,
                              "wrong": " / ".join(wrong) or "-", "XLRS": both, "seeds": str(len(found))})
     return rows
 
+def selected(case, rule):
+    """What a rule of --select would have kept of the trainings of a case: mean step, source and target."""
+    kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
+            for grid in case if grid.way]
+    return np.mean([(record["step"], record["mean"], record["score"][case[0].metrics[0]])
+                    for record in kept], 0)
+
 def selections(grids):
-    """Rows {column: cell} for plot.table: what each rule of --select would have kept of one training."""
+    """Rows {column: cell} for grids.table: what each rule of --select would have kept of one training."""
     rows = []
-    for case in plot.cases(plot.sound(grids)):
+    for case in cases(sound(grids)):
         first = case[0]
-        for rule in ("dev", "xlrs", "last") if any(map(way, case)) else ():
-            kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in way(grid)], rule)
-                    for grid in case if way(grid)]
-            step, source, target = np.mean([
-                (record["step"], record["mean"], record["score"][first.metrics[0]]) for record in kept], 0)
+        for rule in ("dev", "xlrs", "last") if any(grid.way for grid in case) else ():
+            step, source, target = selected(case, rule)
             rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": first.src,
                          "on": first.tgt, "select": rule, "step": f"{step:.0f}", "source": f"{source:.1f}",
                          "target": f"{target:.2f}"})
@@ -407,110 +394,83 @@ def selections(grids):
 def ranked(grids):
     """[(a grid, n, Spearman)] of XLRS and the target's score over all dev scorings, by encoder and target."""
     found = []
-    for of in plot.group(grids, "task", "encoder", "tgt").values():
+    for of in group(grids, "task", "encoder", "tgt").values():
         metric = of[0].metrics[0]
-        logged = [(record["xlrs"][0], record["score"][metric]) for grid in of for record in way(grid)]
+        logged = [(record["xlrs"][0], record["score"][metric]) for grid in of for record in grid.way]
         if len(logged) > 2:
             found.append((of[0], len(logged), derive.correlate(*zip(*logged, strict=True))[0]))
     return found
 
+def failure(case):
+    return [wrong_words(case, SRC) - wrong_words(case, BOTH)]
+
+def rise(case):
+    known = [grid.header["xlrs"] for grid in case if grid.header.get("xlrs")]
+    return [mean([each["source"][0] - each["pretrained"][0] for each in known])]
+
+def selection(case):
+    logged = case[0].writes and any(grid.way for grid in case)
+    return [selected(case, "xlrs")[2] - selected(case, "dev")[2] if logged else math.nan]
+
+def help_of_more(more, fewer):
+    score_more, score_fewer = (mean([grid.points[SRC][1] for grid in case]) for case in (more, fewer))
+    return [wrong_words(fewer, SRC) - wrong_words(more, SRC), score_more - score_fewer]
+
+def less_undetermined(more, fewer):
+    def target(case):   # variance over seeds, and slope, at the zero-shot model
+        return np.array([normalise(case, [SRC])[1][0][1], slopes(case)[0][1]])
+    return target(fewer) - target(more)
+
+def worse(grid, n, spearman):
+    return [-spearman - .5 if grid.writes else math.nan]
+
+def transfer(grid, n, spearman):
+    return [math.nan if grid.writes else spearman - .5]
+
+CLAIMS = (   # a claim, what gives its numbers, of what (see `claims`), and how they are told
+    ("Zero-shot outputs are in the wrong language", failure, "case",
+     "wrong words, zero-shot - bilingual = {:.1f}"),
+    ("XLRS rises in fine-tuning", rise, "case", "after - before = {:.3f}"),
+    ("XLRS goes with worse generation", worse, "ranked", "- Spearman - 0.5 = {:.2f}"),
+    ("In classification XLRS goes with transfer", transfer, "ranked", "Spearman - 0.5 = {:.2f}"),
+    ("A second source language helps", help_of_more, "two cases",
+     "fall of wrong words = {:.1f}, rise of score = {:.1f}"),
+    ("XLRS selects better than the source does", selection, "case",
+     "target's score, by XLRS - by source = {:.2f}"),
+    ("A second source leaves less undetermined", less_undetermined, "two cases",
+     "fall of variance = {:.3f}, of slope = {:.3f}"))
+
 def claims(grids):
-    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
-    grids = [grid for grid in plot.sound(grids) if not grid.control]
-    cases = [case for case in plot.cases(grids) if all(plot.SRC in grid.points for grid in case)]
-    failure, rises, worse, transfer, second, selects, less = found = [[] for _ in CLAIMS]
-    for case in cases:
-        if writes(case[0]):
-            failure.append([wrong_words(case, plot.SRC) - wrong_words(case, plot.BOTH)])
-            by = {row["select"]: float(row["target"]) for row in selections(case)}
-            selects += [[by["xlrs"] - by["dev"]]] if by else []
-        known = [grid.header["xlrs"] for grid in case if grid.header.get("xlrs")]
-        rises += [[np.mean([each["source"][0] - each["pretrained"][0] for each in known])]] if known else []
-        for fewer in (other for other in cases if adds_to(case[0], other[0])):
-            was, now = ((wrong_words(runs, plot.SRC) if writes(runs[0]) else math.nan,
-                         plot.mean([grid.points[plot.SRC][1] for grid in runs]),
-                         plot.normalise(runs, [plot.SRC])[1][0][1], plot.slopes(runs)[0][1])
-                        for runs in (fewer, case))
-            second.append([was[0] - now[0], now[1] - was[1]])
-            less.append([was[2] - now[2], was[3] - now[3]])
-    for grid, _, spearman in ranked(grids):
-        (worse if writes(grid) else transfer).append([(-spearman if writes(grid) else spearman) - .5])
-    found = [[each for each in of if np.isfinite(each).all()] for of in found]
-    return [{"claim": claim, "paper": "Abstract"} | plot.verdict(of, measured)
-            for (claim, measured), of in zip(CLAIMS, found, strict=True)]
-
-def figures(grids):
-    """The figures of what is written and of XLRS, as plot.plan has its own."""
-    grids = [grid for grid in plot.sound(grids) if not grid.control]
-    told, logged = [grid for grid in grids if writes(grid)], [grid for grid in grids if way(grid)]
-    drawn = [("wrong-language", "Words in a wrong language on both lines", partial(words_figure, told))]
-    drawn = drawn if told else []
-    if logged:
-        drawn += [("xlrs-steps", "XLRS in fine-tuning", partial(steps_figure, logged)),
-                  ("xlrs-target", "XLRS and the target's score", partial(scatter_figure, logged))]
-    return drawn
-
-def words_figure(grids):
-    """% of the target's words in another language on Eq. 1 and 2: a line a pair, its mean over seeds."""
-    figure, [panels] = plot.canvas(1, 2, 2.3, sharey=True)
-    for equation, ax in zip((1, 2), panels):
-        for number, of in enumerate(plot.cases(grids)):
-            points = of[0].on_line(equation)
-            ax.plot(of[0].line, [wrong_words(of, at) for at in points], color=plot.DOTS[number % 4],
-                    ls=plot.DASHES[number // 4 % 3], label=f"{of[0].encoder_name}, {of[0].pair}")
-        ax.set(xlabel="α", ylabel="words in a wrong language, %" if equation == 1 else None)
-        plot.title(ax, f"Eq. {equation}", grids, grids[0].on_line(equation))
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return figure
-
-def steps_figure(grids):
-    """XLRS of each source-only model by steps, from before fine-tuning (step 0) on; dotted: random pairs."""
-    figure, [[ax]] = plot.canvas(1, 1, 2.6)
-    for number, of in enumerate(plot.cases(grids)):
-        for grid in of:
-            steps = [0, *(record["step"] for record in way(grid))]
-            values = [grid.header["xlrs"]["pretrained"], *(record["xlrs"] for record in way(grid))]
-            for kind, style in ((0, "-"), (1, ":")):
-                ax.plot(steps, [value[kind] for value in values], style, color=plot.DOTS[number % 4],
-                        label=None if kind or grid is not of[0] else f"{grid.task_name}, {grid.pair}")
-    ax.set(xlabel="step", ylabel="XLRS; dotted: random pairs")
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
-
-def scatter_figure(grids):
-    """The target's score against XLRS, a point a dev scoring; in words, rank correlation and n."""
-    of = plot.group(grids, "task", "encoder", "tgt")
-    figure, panels = plot.canvas(len(of), 1, 2.4)
-    known = {(grid.task, grid.encoder, grid.tgt): (n, spearman) for grid, n, spearman in ranked(grids)}
-    for (key, runs), ax in zip(of.items(), panels.flat, strict=True):
-        for number, (src, group) in enumerate(plot.group(runs, "src").items()):
-            points = [(record["xlrs"][0], record["score"][group[0].metrics[0]])
-                      for grid in group for record in way(grid)]
-            ax.plot(*zip(*points), "os^D"[number % 4], color=plot.DOTS[number % 4], label=src[0], ms=3)
-        n, spearman = known.get(key, (0, math.nan))
-        ax.set_title(f"{runs[0].task_name} on {runs[0].tgt}: Spearman {spearman:.2f}, n = {n}", loc="left")
-        ax.set(xlabel="XLRS", ylabel=f"{runs[0].metrics[0]} of the target")
-        ax.legend(title="trained on")
-    return figure
+    """What the grids say to CLAIMS, rows as those of plot.claims, by RULES; NaN: a case tells nothing."""
+    grids = [grid for grid in sound(grids) if not grid.control]
+    found = [case for case in cases(grids) if all(SRC in grid.points for grid in case)]
+    units = {"case": [(case,) for case in found], "ranked": ranked(grids),
+             "two cases": [(more, fewer) for more in found for fewer in found if adds_to(more[0], fewer[0])]}
+    rows = []
+    for claim, measure, kind, said in CLAIMS:
+        measured = [measure(*unit) for unit in units[kind]]
+        known = [numbers for numbers in measured if np.isfinite(numbers).all()]
+        rows.append({"claim": claim, "paper": "Abstract"} | verdict(known, said))
+    return rows
 
 def section(grids):
     """(Markdown for report.md, text 79 columns wide) on what is written, XLRS and several sources."""
-    rows, kept, said = table(grids), selections(grids), claims(grids)
+    rows, kept, said = summary(grids), selections(grids), claims(grids)
     related = [{"task": grid.task_name, "encoder": grid.encoder_name, "on": grid.tgt, "n": str(n),
-                "Spearman": f"{spearman:.2f}"} for grid, n, spearman in ranked(plot.sound(grids))]
+                "Spearman": f"{spearman:.2f}"} for grid, n, spearman in ranked(sound(grids))]
     texts = []
-    for grid in plot.sound(grids):
-        for at, name in ((plot.SRC, "zero-shot"), (plot.BOTH, "bilingual")):
+    for grid in sound(grids):
+        for at, name in ((SRC, "zero-shot"), (BOTH, "bilingual")):
             texts += [{"model": f"{grid.src}, {name}", "gold": gold, "output": output}
                       for gold, output in grid.written.get(at, ()) if not grid.control and grid.seed == 1]
-    parts = ["## Generation and cross-lingual similarity", HOW, plot.table(rows), plot.table(said), RULES,
-             related and "XLRS and the target's score", plot.table(related),
-             kept and "What each --select keeps", plot.table(kept), texts and "Outputs", plot.table(texts)]
+    parts = ["## Generation and cross-lingual similarity", HOW, table(rows), table(said), RULES,
+             related and "XLRS and the target's score", table(related),
+             kept and "What each --select keeps", table(kept), texts and "Outputs", table(texts)]
     lines = ["Trained on; source and target score; % of outputs / words in a wrong language"]
     shown = "trained on", "source", "target", "wrong", "XLRS"
     for encoder in dict.fromkeys(row["encoder"] for row in rows):
         short = [{name: row[name][:30] for name in shown} for row in rows if row["encoder"] == encoder]
-        lines += ["", encoder, plot.table(short, "  ")]
+        lines += ["", encoder, table(short, "  ")]
     texts = (f"{text['model']}: {text['output']!r}, gold {text['gold']!r}" for text in texts)
     lines += ["", *(fill(text, 79, subsequent_indent="    ") for text in texts), ""]
-    return "\n\n".join(filter(None, parts)), "\n".join(lines + plot.verdicts(said))
+    return "\n\n".join(filter(None, parts)), "\n".join(lines + verdicts(said))

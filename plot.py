@@ -4,9 +4,6 @@
     python plot.py machine1 machine2 --out joined        # runs of several machines, joined
 
 Reads RESULTS/grids/TASK/ENCODER/SRC-TGT/seedK.jsonl; writes FOLDER/figures/*.png and *.pdf, FOLDER/report.md.
-A *grid* is one result file: the evaluated points of one *run* (task, encoder, pair, seed); a *case* a task,
-an encoder and a pair over its seeds; *sides* are source and target, by their dev sets; *normalised* is what
-normalise() returns. Points are (a1, a2) of Eq. 3, lines are Eq. 1 and Eq. 2.
 """
 import argparse
 import io
@@ -16,12 +13,16 @@ import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
-from textwrap import fill, indent
+from textwrap import fill
 
 import numpy as np  # matplotlib, which is slow to import, is imported where a figure is made
 
 import derive
-from results import FORMAT, KitError, read_lines, write
+
+from grids import (  # isort: skip
+    BOTH, CASE, PAIR, SIDES, SRC, TGT, band, cases, group, judge, load, mean, moments, normalise,
+    series, shape, slopes, sound, table, verdicts, wrong_words)
+from results import KitError, write
 
 CLAIMS = (  # a claim, where the paper makes it, and our rules: a name of numbers(), >= or <, a limit
     ("Source stays flat along Eq. 1", "Abstract, Fig. 2", "source, Eq. 1: lowest score >= 0.97"),
@@ -49,7 +50,7 @@ INSIDE, KEEPS = {"norm_ratio": (0.9, 1.1), "angle": (45, 65)}, 0.95
 RULES = f"""The paper has words, the limits are ours. *Flat*: within 3 %, little beside losses of a third.
 *Rise*: 2 %, *smooth* without a fall as large, *linear* if a straight line explains nine tenths (R squared).
 *Much*: half the standard deviation. *About*, *near*: three of four runs are inside {INSIDE["norm_ratio"]},
-{INSIDE["angle"]}; by the mean, .3 and 1.7 would be 1. *Slope*: along Eq. 1, or where a
+{INSIDE["angle"]}, since a mean of 1 may come of .3 and 1.7. *Slope*: along Eq. 1, or where a
 case has a plane (here {{}} of {{}}) the gradient's length. *Steep*: 1.5 times the slope at the bilingual
 model; *flat* beside that: half of it. *Dip*: how far a score lies below the middle of those 0.1 before and
 after, for both sides' mean; .005 is no rounding. *Bend*: its mean size. *Lost*: scores below {KEEPS}.
@@ -57,19 +58,7 @@ after, for both sides' mean; .005 is no rounding. *Bend*: its mean size. *Lost*:
 A claim *agrees* where the numbers of all grids and of more than half of the cases alone follow its rules,
 *differs* where neither do, else it is *mixed*. A case is a task, an encoder and a pair over its seeds; of two
 encoders, a task and a pair. Scores are normalised, means over cases, and on lines from alpha 0 to 1."""
-MARGIN = 1.0     # a model at most this many points above the most frequent class has collapsed
-MIN_CASES = 3    # with fewer cases a band is over runs, though seeds of one case are no independent samples
 MIN_RUNS = 5     # fewer runs than this are drawn one by one: their band would fill the figure
-BOTH, SRC, TGT = (0.0, 0.0), (1.0, 0.0), (0.0, 1.0)  # the three fine-tuned models
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
-SIDES, CASE, PAIR = ("source", "target"), ("task", "encoder", "src", "tgt"), ("task", "src", "tgt")
-NAMES = {"ner": "NER", "parsing": "Parsing", "pos": "POS", "xnli": "XNLI", "title": "Titles",
-         "mbert": "mBERT", "xlmr": "XLM-R", "e5": "mE5-small", "multilingual-e5-small": "mE5-small",
-         "bert-base-multilingual-cased": "mBERT", "xlm-roberta-large": "XLM-R"}  # all others keep their own
-NUMBER = int, float, type(None)
-FIELDS = dict.fromkeys(("task", "encoder", "src", "tgt", "part", "scored_in"), str) | dict.fromkeys(
-    ("metrics", "line", "plane"), list) | {"seed": int, "settings": dict, "majority": dict,
-                                           "norm_ratio": NUMBER, "angle": NUMBER}  # of a file's header
 # Okabe and Ito's colours. Hue and marker tell the sides apart, lightness and dashes the encoders.
 COLOURS, DASHES = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00")), ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 DOTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
@@ -93,162 +82,10 @@ BESIDE = f"""Published test scores of such runs, zero-shot from English (AlignFr
 dev scores: a help, no claim. *Far* is more than {FAR} points (ours): to be expected with --limit or another
 corpus, else look at the settings."""
 
-class Grid:
-    """One result file: header, scores {metric: {(a1, a2): (source, target)}}, points (those of the first)."""
-    def __init__(self, file, header):
-        self.file, self.header = file, header
-        for name in FIELDS:
-            setattr(self, name, header[name])
-        self.scores = {metric: {} for metric in self.metrics}
-        self.points = self.scores[self.metrics[0]]
-        self.line, self.plane = sorted(self.line), sorted(self.plane)
-        self.written = {}  # {(a1, a2): [[gold, output]]} of a task that writes
-        self.task_name = NAMES.get(self.task, self.task)
-        self.encoder_name = NAMES.get(self.encoder.split("--")[-1], self.encoder)  # OWNER--NAME on the hub
-        made, control = header.get("pretraining", "scratch"), header.get("control", "")
-        self.control = bool(control) or made != "scratch"  # beside the experiment, in no claim of the paper
-        if "pretraining" in header:  # here, for its pair alone
-            self.encoder_name = f"{made}, align {header['align']:g}" if header["align"] else made
-        if control:
-            self.encoder, self.encoder_name = f"{self.encoder}, {control}", f"{self.encoder_name}, {control}"
-        self.floors = self.majority[self.src], self.majority[self.tgt]
-        self.languages = self.src.upper(), self.tgt.upper()
-        self.pair = "-".join(self.languages)
-        self.known = None not in (self.norm_ratio, self.angle)  # else d_src or d_tgt is zero
-        self.axes = {*self.on_line(1), *self.on_line(2)}
-        self.square = list(product(self.plane, self.plane))
-        self.key = self.task, self.encoder, self.src, self.tgt, self.seed, self.part
-
-    def __str__(self):
-        part = "" if self.part == "all" else f", {self.part} only"
-        return f"{self.task_name} {self.encoder_name} {self.pair} seed {self.seed}{part}"
-
-    def on_line(self, equation, inside=False):
-        """The points of Eq. 1 or 2 by rising alpha; inside: those of alpha from 0 to 1."""
-        rests = [round(1 - alpha, 3) for alpha in self.line if not inside or 0 <= alpha <= 1]
-        return [(rest, 0.0) if equation == 1 else (0.0, rest) for rest in rests]
-
-    def collapse(self):
-        """A clause: which fine-tuned model learned nothing in a language it was trained on; "" if all did."""
-        alone = [("source-only", SRC, 0), ("target-only", TGT, 1)] if self.part == "all" else []
-        for name, point, side in [("bilingual", BOTH, 0), ("bilingual", BOTH, 1), *alone]:
-            score = self.points.get(point, (101, 101))[side]
-            if score <= self.floors[side] + MARGIN:
-                return (f"{name} model {score:.1f} on {self.languages[side]}, most frequent class "
-                        f"{self.floors[side]:.1f}")
-        return ""
-
-def load(folders):
-    """All grids under folders, sorted; one in two folders counts once. Raises KitError where they differ."""
-    grids = {}
-    for folder in map(Path, folders):
-        files = sorted((folder / "grids").rglob("seed*.jsonl"))
-        if not files:
-            raise KitError(f"{folder}: no result files in grids/; name a folder that reproduce.py wrote")
-        for grid in filter(None, map(read, files)):
-            join(grids.setdefault(grid.key, grid), grid)
-    return [grids[key] for key in sorted(grids)]
-
-def join(first, second):
-    """Add to a grid the points that another file has of it. Raises KitError where the two contradict."""
-    differ = [(name, first.header.get(name), second.header.get(name))
-              for name in (*FIELDS, "models", "data", "dev", "encoder_digest")]
-    first.written |= second.written
-    for metric, points in second.scores.items():
-        had = first.scores.get(metric, {})  # where the metrics are others, the headers differ
-        differ += [(f"{metric} at {at}", had.setdefault(at, pair), pair) for at, pair in points.items()]
-    for what, one, other in differ:
-        if one != other:
-            raise KitError(f"{first.file} and {second.file} are both {first}, but differ in {what}: "
-                           f"{str(one)[:80]} and {str(other)[:80]}; give only one of the two runs")
-
-def read(path):
-    """One result file as a Grid; None where not even the header was written whole."""
-    rows = read_lines(io.BytesIO(path.read_bytes()), path)  # a copy: a torn last line is not ours to cut off
-    return check(path, rows) if rows else None
-
-def check(path, rows):
-    """The Grid of a result file's rows. Raises KitError where something is missing or a point is wrong."""
-    number, sides = 1, ("src", "tgt")
-    try:
-        if rows[0]["format"] not in (2, FORMAT):  # of 2 the models are trained otherwise, the lines the same
-            raise ValueError(f"its format is {rows[0]['format']}, that of this kit {FORMAT}")
-        for name, kinds in FIELDS.items():
-            if not isinstance(value := rows[0][name], kinds) or value == [] or value != value:
-                raise ValueError(f"{name} is {value!r}, which it cannot be")
-        grid = Grid(path, rows[0])
-        expected = grid.axes.union(grid.square)
-        for number, row in enumerate(rows[1:], 2):
-            point = row["a1"], row["a2"]
-            grid.written |= {point: row["written"]} if "written" in row else {}
-            if point not in expected:
-                raise ValueError(f"{point} is no point of the lines or the plane that line 1 describes")
-            for metric, points in grid.scores.items():
-                pair = tuple(row[side][metric] for side in sides)
-                if not all(0 <= score <= 100 for score in pair):
-                    raise ValueError(f"{metric} is {pair}, expected two scores from 0 to 100")
-                if points.setdefault(point, pair) != pair:
-                    raise ValueError(f"{metric} is {pair}, an earlier line says {points[point]}")
-    except (AttributeError, LookupError, TypeError, ValueError) as e:
-        reason = f"it has no {e}" if isinstance(e, KeyError) else e
-        raise KitError(f"{path} line {number}: {reason}; restore the file, or move it away and run "
-                       "reproduce.py again") from None
-    return grid
-
-def sound(grids, part="all"):
-    """The grids that interpolate a part, without those of a run of which any part has collapsed."""
-    out = {grid.key[:-1] for grid in grids if grid.collapse()}
-    return [grid for grid in grids if grid.key[:-1] not in out and grid.part == part]
-
-def group(grids, *names):
-    """The grids by the values of the named attributes: {(value, ...): [grid, ...]}, sorted by the values."""
-    found = {}
-    for grid in grids:
-        found.setdefault(tuple(getattr(grid, name) for name in names), []).append(grid)
-    return dict(sorted(found.items()))
-
-def cases(grids):
-    """Lists of the grids that differ in nothing but seed and part."""
-    return list(group(grids, *CASE).values())
-
-def normalise(runs, points):
-    """Scores of one case relative to the bilingual model (Sec. 4): nothing is normalised anywhere else.
-    runs: grids of one task, encoder and pair, one a seed; points: a list of (a1, a2). Returns two arrays,
-    scores (runs, points, sides): each over that of the same seed's bilingual model on the same dev set;
-    variance (points, sides): of the plain scores over seeds (divisor n - 1), over the mean bilingual score,
-    as in the paper not over its square. NaN stands for what is not evaluated, and for a single seed's."""
-    plain = np.array([[run.points.get(at, (math.nan, math.nan)) for at in (BOTH, *points)] for run in runs])
-    bilingual, plain = plain[:, :1], plain[:, 1:]
-    return plain / bilingual, moments(plain)[2] ** 2 / mean(bilingual)
-
-def moments(values):
-    """Number, mean, standard deviation (divisor n - 1) along the first axis, without NaNs; NaN of too few."""
-    there = np.ma.masked_invalid(np.array(values, float))
-    return there.count(0), np.ma.filled(there.mean(0), np.nan), np.ma.filled(there.std(0, ddof=1), np.nan)
-
-def mean(values):
-    return moments(values)[1]
-
-def band(values):
-    """Mean along the first axis and half width of its 95 % interval (ours: Student's t); NaN where n is 1."""
-    number, middle, sd = moments(values)
-    free = np.maximum(number - 1, 1)
-    t = np.where(free > len(T975), 1.95996 + 2.3723 / free + 2.8225 / free ** 2,  # beyond: right to .002
-                 np.take(T975, free - 1, mode="clip"))
-    return middle, t * sd / np.sqrt(free + 1)
-
-def series(grids, equation):
-    """On a line: normalised scores (units, points, sides), what units are, mean variance (points, sides)."""
-    parts = [normalise(runs, grids[0].on_line(equation)) for runs in cases(grids)]
-    many = len(parts) >= MIN_CASES
-    scores = np.concatenate([mean(scores)[None] if many else scores for scores, _ in parts])
-    units = "cases" if many else "runs" if len(parts) > 1 else "seeds"
-    return scores, units, mean([variance for _, variance in parts])
-
 # ---- figures -----------------------------------------------------------------------------------------------
 def plan(grids):
     """The figures that the grids allow, a list of (name of the file, caption, function that makes it)."""
-    more = [figure for each in further(grids) for figure in each.figures(grids)]
+    more = [figure for _, figures in further(grids) for figure in figures(grids)]
     grids = [grid for grid in sound(grids) if not grid.control]
     figures = [("fig2-lines", "Fig. 2: both lines, all tasks and pairs", partial(lines_figure, grids))]
     for (task,), of in group(grids, "task").items():
@@ -264,11 +101,11 @@ def plan(grids):
     return figures + more if grids else []
 
 def further(grids):
-    """The modules that have figures and a section of the report of their own for these grids."""
-    found = [derive] if derive.transfers(grids) else []
+    """[(module, function)] of what has a section of the report and figures of its own for these grids."""
+    found = [(derive, derived_figures)] if derive.transfers(grids) else []
     if any(grid.header.get("xlrs") or grid.written or "+" in grid.src for grid in grids):
         import generate  # which imports torch
-        found.append(generate)
+        found.append((generate, partial(written_figures, generate.ranked)))
     return found
 
 def draw_figure(name, make, out):
@@ -339,14 +176,30 @@ def plane_figure(grids):
         ax.contourf(axis, axis, height, levels=(-1, *LEVELS, 101), colors=SHADES)
         if reached := [level for level in LEVELS if height.count() and height.min() < level <= height.max()]:
             contours = ax.contour(axis, axis, height, levels=reached, colors="0.25", linewidths=0.8)
-            ax.clabel(contours, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7)
+            for text in ax.clabel(contours, fmt=lambda level: f"{level:.2f}".lstrip("0"), fontsize=7,
+                                  manual=free_places(contours, axis)):
+                text.set_rotation(0)
         for point, name in ((BOTH, grid.pair), (SRC, grid.languages[0]), (TGT, grid.languages[1])):
             ax.plot(*point, "o", color="black", markeredgecolor="white", markersize=5)
             ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold", path_effects=halo)
-        title(ax, f"{grid.task_name}, {grid.encoder_name}: score on {grid.languages[side]}", of, grid.square)
+        encoder = grid.encoder_name.removeprefix("scratch").lstrip(", ")   # it is the pair's own
+        name = ", ".join(filter(None, (f"{grid.task_name} {grid.pair}", encoder)))
+        title(ax, f"{name}\nscore on {grid.languages[side]}", of, grid.square)
         ax.set(xlim=axis[[0, -1]], ylim=axis[[0, -1]], aspect="equal", xticks=axis[::5], yticks=axis[::5],
                xlabel="α₁", ylabel="α₂")
     return figure
+
+def free_places(contours, axis):
+    """A place (2,) for each level's number: where its lines are far from models, frame and other numbers."""
+    taken, found = [np.add(model, (0.1, 0.05)) for model in (BOTH, SRC, TGT)], []   # where names stand, too
+    for lines in contours.allsegs:
+        line = np.concatenate(lines)
+        frame = np.minimum(line - axis[0], axis[-1] - line).min(1)
+        gaps = np.linalg.norm(line[:, None] - np.array(taken + found), axis=2).min(1)
+        room = np.minimum(gaps, frame)
+        if room.max(initial=0) > 0.06:
+            found.append(line[room.argmax()])
+    return found
 
 def norms_figure(grids):
     """Fig. 4: the ratio of the norms of d_src and d_tgt and the angle between them, a dot for each run."""
@@ -359,6 +212,116 @@ def norms_figure(grids):
     ax.fill_between(INSIDE["norm_ratio"], *INSIDE["angle"], color="0.9", zorder=0, label="near the paper's")
     ax.set(xlabel=r"$|\delta_{src}|\,/\,|\delta_{tgt}|$", ylabel="angle, degrees")
     figure.legend(loc="outside right upper", handlelength=1.4)
+    return figure
+
+def derived_figures(grids):
+    """The figures of derived languages, as plan has its own."""
+    found = derive.transfers(grids)
+    aligned = [each for each in found if each.p1]
+    surface = {"slope": "slope of target\nat zero-shot", "lowest": "lowest source\nscore on Eq. 1",
+               "angle": "angle, degrees"}
+    drawn = [("ingredients", "Delta of each derived language", partial(bars_figure, found)),
+             ("ingredients-alignment", "Delta against alignment",
+              partial(points_figure, aligned, {"delta": "Delta, points"})),
+             ("ingredients-surface", "Target's slope, source's flatness and angle against alignment",
+              partial(points_figure, aligned, surface))]
+    return drawn if aligned else drawn[:1]
+
+def bars_figure(found):
+    """Delta of each derived language, a bar a task; lines: standard deviation over seeds."""
+    tasks, names = group(found, "task"), sorted({each.name for each in found})
+    width = 1 / (len(tasks) + 1)
+    figure, [[ax]] = canvas(1, 1, 1 + .08 * len(names) / width)
+    for number, ((task,), of) in enumerate(tasks.items()):
+        y = [names.index(each.name) + (number - (len(tasks) - 1) / 2) * width for each in of]
+        ax.barh(y, [each.delta for each in of], width, color=DOTS[number % 4], label=task,
+                xerr=[moments(each.deltas)[2] for each in of], error_kw={"elinewidth": .8})
+    ax.axvline(0, color="black", lw=.6)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="Delta, points", ylim=(len(names) - .5, -.5))
+    figure.legend(loc="outside upper right", ncols=4, handlelength=1)
+    return figure
+
+def points_figure(found, labels):
+    """Panels of {attribute: label} against alignment: a point a task, joined for each derived language."""
+    figure, panels = canvas(len(labels), 1, .6 + 1.8 / len(labels) ** .5, sharex=True)
+    of_name, srcs = group(found, "name"), {each.src for each in found}
+    languages = sorted(of_name.values(), key=lambda of: of[0].alignment)
+    at = np.log10([.02, *(max(.1, of[0].alignment) for of in languages), 1000])
+    for (attribute, label), ax in zip(labels.items(), panels.flat, strict=True):
+        for number, ((task,), of) in enumerate(group(found, "task").items()):
+            look = {"marker": "os^D"[number % 4], "color": DOTS[number % 4], "lw": 0}
+            ax.plot([], [], **look, label=task)
+            for each in of:
+                ax.plot(each.alignment, getattr(each, attribute), **look, mfc="white" if each.align else None)
+        for of, left, right in zip(languages, np.diff(at), np.diff(at)[1:]):
+            x, y = of[0].alignment, [getattr(each, attribute) for each in of]
+            ax.plot([x, x], [min(y), max(y)], color="0.7", lw=.8, zorder=0)
+            side, name = 1 if right > left else -1, of[0].short if len(srcs) == 1 else of[0].name
+            if ax is panels[0, 0]:   # beside the point, where there is more room
+                ax.annotate(name, (x, max(y)), (5 * side, 0), textcoords="offset points", size=6, va="center",
+                            ha="left" if side > 0 else "right")
+        ax.set_ylabel(label)
+    ax.set_xscale("symlog", linthresh=.1)   # P@1 may be 0, and differs most where it is small
+    ax.set_xticks([0, .1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    ax.set(xlim=(-.02, 1000), xlabel="alignment, P@1 in %; hollow: with --align")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=4, handlelength=1)
+    return figure
+
+def written_figures(ranked, grids):
+    """The figures of what is written and of XLRS, as plan has its own; ranked: of generate."""
+    grids = [grid for grid in sound(grids) if not grid.control]
+    told, logged = [grid for grid in grids if grid.writes], [grid for grid in grids if grid.way]
+    drawn = []
+    if told:
+        drawn += [("wrong-language", "Words in a wrong language on both lines", partial(words_figure, told))]
+    if logged:
+        drawn += [("xlrs-steps", "XLRS in fine-tuning", partial(steps_figure, logged)),
+                  ("xlrs-target", "XLRS and the target's score",
+                   partial(scatter_figure, logged, ranked(logged)))]
+    return drawn
+
+def words_figure(grids):
+    """% of the target's words in another language on Eq. 1 and 2: a line a pair, its mean over seeds."""
+    figure, [panels] = canvas(1, 2, 2.3, sharey=True)
+    for equation, ax in zip((1, 2), panels):
+        for number, of in enumerate(cases(grids)):
+            points = of[0].on_line(equation)
+            ax.plot(of[0].line, [wrong_words(of, at) for at in points], color=DOTS[number % 4],
+                    ls=DASHES[number // 4 % 3], label=f"{of[0].encoder_name}, {of[0].pair}")
+        ax.set(xlabel="α", ylabel="words in a wrong language, %" if equation == 1 else None)
+        title(ax, f"Eq. {equation}", grids, grids[0].on_line(equation))
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+def steps_figure(grids):
+    """XLRS of each source-only model by steps, from before fine-tuning (step 0) on; dotted: random pairs."""
+    figure, [[ax]] = canvas(1, 1, 2.6)
+    for number, of in enumerate(cases(grids)):
+        for grid in of:
+            steps = [0, *(record["step"] for record in grid.way)]
+            values = [grid.header["xlrs"]["pretrained"], *(record["xlrs"] for record in grid.way)]
+            for kind, style in ((0, "-"), (1, ":")):
+                ax.plot(steps, [value[kind] for value in values], style, color=DOTS[number % 4],
+                        label=None if kind or grid is not of[0] else f"{grid.task_name}, {grid.pair}")
+    ax.set(xlabel="step", ylabel="XLRS; dotted: random pairs")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+def scatter_figure(grids, ranked):
+    """The target's score against XLRS, a point a dev scoring; in words, rank correlation and n."""
+    every = group(grids, "task", "encoder", "tgt")
+    figure, panels = canvas(len(every), 1, 2.4)
+    known = {(grid.task, grid.encoder, grid.tgt): (n, spearman) for grid, n, spearman in ranked}
+    for (key, runs), ax in zip(every.items(), panels.flat, strict=True):
+        for number, (src, of) in enumerate(group(runs, "src").items()):
+            points = [(record["xlrs"][0], record["score"][of[0].metrics[0]])
+                      for grid in of for record in grid.way]
+            ax.plot(*zip(*points), "os^D"[number % 4], color=DOTS[number % 4], label=src[0], ms=3)
+        n, spearman = known.get(key, (0, math.nan))
+        ax.set_title(f"{runs[0].task_name} on {runs[0].tgt}: Spearman {spearman:.2f}, n = {n}", loc="left")
+        ax.set(xlabel="XLRS", ylabel=f"{runs[0].metrics[0]} of the target")
+        ax.legend(title="trained on")
     return figure
 
 # ---- claims ------------------------------------------------------------------------------------------------
@@ -380,32 +343,32 @@ def claims(grids):
         rows.append({"claim": claim, "paper": paper} | found)
     return rows
 
-def judge(holds, each, measured):
-    """{verdict, cases, measured} of a claim: whether all grids follow it (None: unknown), and each case."""
-    yes, no = each.count(True), each.count(False)
-    if holds is None:
-        return {"verdict": "not tested", "cases": "-", "measured": "-"}
-    verdict = "agrees" if holds and yes > no else "mixed" if holds or yes > no else "differs"
-    return {"verdict": verdict, "cases": f"{yes} of {yes + no}", "measured": measured}
-
-def verdict(cases, measured):
-    """`judge` of a claim that a case, a list of numbers, follows where all are above 0."""
-    if not cases:
-        return judge(None, [], "")
-    pooled = np.mean(cases, 0)
-    return judge(min(pooled) > 0, [min(case) > 0 for case in cases], measured.format(*pooled))
-
 @np.errstate(all="ignore")  # what is divided by nothing is NaN or infinite
 def numbers(grids):
     """What the rules ask of some grids, {name: number}; NaN or left out where the grids do not tell."""
-    full, found, gaps, compared = sound(grids), {}, [], []
+    full = sound(grids)
+    found = of_lines(full) | of_models(full) | of_parts(grids)
+    by_encoder = [group(of, "encoder_name") for of in group(full, *PAIR).values()]
+    compared = [(numbers(of["XLM-R",]), numbers(of["mBERT",])) for of in by_encoder
+                if {("XLM-R",), ("mBERT",)} <= of.keys()]
+    for key in list(found):
+        gaps = [xlmr.get(key, math.nan) - mbert.get(key, math.nan) for xlmr, mbert in compared]
+        found[f"{key}, XLM-R - mBERT"] = mean(gaps)
+    return found
+
+def of_lines(full):
+    """The numbers of shape() for both lines and sides, and for mBERT."""
+    found = {}
     for equation, (side, name) in product((1, 2), enumerate(SIDES)):
         found |= {f"{name}, Eq. {equation}: {key}": both[side] for key, both in shape(full, equation).items()}
     of_mbert = shape([grid for grid in full if grid.encoder_name == "mBERT"], 1)
-    found |= {f"mBERT, Eq. 1: {key}": np.mean(both) for key, both in of_mbert.items()}
+    return found | {f"mBERT, Eq. 1: {key}": np.mean(both) for key, both in of_mbert.items()}
+
+def of_models(full):
+    """Numbers of the three models and of what is around them: geometry, error, variance, slopes, planes."""
+    found = {"zero-shot: error": mean([100 - grid.points[SRC][1] for grid in full if SRC in grid.points])}
     for name, (low, high) in INSIDE.items():
         found[f"{name}: runs inside"] = mean([low <= getattr(run, name) <= high for run in full if run.known])
-    found["zero-shot: error"] = mean([100 - grid.points[SRC][1] for grid in full if SRC in grid.points])
     planes = cases([grid for grid in full if {*grid.square} <= grid.points.keys()])
     surfaces = [mean(normalise(case, case[0].square)[0]) for case in planes]  # (points, sides)
     found["plane: share lost"] = mean([np.mean(surface[:, 1] < KEEPS) for surface in surfaces])
@@ -415,48 +378,17 @@ def numbers(grids):
         (source, target), (_, bilingual) = mean([slopes(case) for case in cases(full)])
         found["zero-shot: slope, source / target"] = source / target
         found["target: slope, zero-shot / bilingual"] = target / bilingual
-    heads = [shape(sound(grids, "head"), equation).get("largest change", [math.nan]) for equation in (1, 2)]
-    found["head alone: largest change"] = np.max(np.concatenate(heads))
-    for runs in group(full + sound(grids, "encoder"), *CASE, "seed").values():
-        points = sorted(set.intersection(*(set(run.points) for run in runs)))
-        gaps += [mean(abs(np.diff([normalise([run], points)[0] for run in runs], axis=0)).ravel())]
-    found["encoder alone: mean difference"] = mean(gaps)
-    for of in group(full, *PAIR).values():
-        by = group(of, "encoder_name")
-        if {("XLM-R",), ("mBERT",)} <= by.keys():
-            compared.append((numbers(by["XLM-R",]), numbers(by["mBERT",])))
-    for key in list(found):
-        gaps = [xlmr.get(key, math.nan) - mbert.get(key, math.nan) for xlmr, mbert in compared]
-        found[f"{key}, XLM-R - mBERT"] = mean(gaps)
     return found
 
-def shape(grids, equation):
-    """What a line's mean scores do between its two models, {name: (sides,)}; {} where no line is whole."""
-    runs = [grid for grid in grids if {*grid.on_line(equation, True)} <= grid.points.keys()]
-    if not runs:
-        return {}
-    alphas, scores = np.array(runs[0].line), mean(series(runs, equation)[0])  # (points, sides)
-    even = np.transpose([np.interp(np.linspace(0, 1, 11), alphas, scores[:, side]) for side in (0, 1)])
-    inside, dips = scores[(alphas >= 0) & (alphas <= 1)], np.diff(even, 2, axis=0) / 2
-    return {"lowest score": inside.min(0), "rise": inside[-1] - inside[0], "bend": abs(dips).mean(0),
-            "largest change": abs(inside - 1).max(0), "dip at 0.1": dips[0], "dip at 0.9": dips[-1],
-            "largest fall": (np.maximum.accumulate(inside) - inside).max(0),
-            "R squared": r_squared(even)}
-
-def r_squared(even):
-    """How much of curves (points, sides) at even steps the line between their two ends explains."""
-    off, around = even - np.linspace(even[0], even[-1], len(even)), even - even.mean(0)
-    return 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)
-
-def slopes(case):
-    """Slopes (models, sides) of a case's mean surface at the zero-shot and the bilingual model: lengths of
-    its gradients or, where there is no plane around the models, sizes along Eq. 1."""
-    steps = 0.1 * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-    around = np.round([*(SRC + steps), *(BOTH + steps)], 3).tolist()
-    scores = normalise(case, [*map(tuple, around)])[0].reshape(-1, 2, 2, 2, 2)
-    gradients = mean(scores[:, :, 0] - scores[:, :, 1]) / 0.2  # (models, directions, sides)
-    plane = np.isfinite(gradients).all()
-    return np.linalg.norm(gradients if plane else gradients[:, :1], axis=1)
+def of_parts(grids):
+    """Numbers of footnote 2: what changes where the head or the encoder alone is interpolated."""
+    heads = [shape(sound(grids, "head"), equation).get("largest change", [math.nan]) for equation in (1, 2)]
+    gaps = []   # from each run to the same one with its encoder alone
+    for runs in group(sound(grids) + sound(grids, "encoder"), *CASE, "seed").values():
+        points = sorted(set.intersection(*(set(run.points) for run in runs)))
+        gaps += [mean(abs(np.diff([normalise([run], points)[0] for run in runs], axis=0)).ravel())]
+    return {"head alone: largest change": np.max(np.concatenate(heads)),
+            "encoder alone: mean difference": mean(gaps)}
 
 # ---- report ------------------------------------------------------------------------------------------------
 HOW = """Mean ± standard deviation over seeds, 0 to 100, on the target's dev set, but for two source columns.
@@ -502,13 +434,6 @@ def published(grids):
                              "hint": "far" if abs(gap) > FAR else ""})
     return rows
 
-def table(rows, gap=" | "):
-    """Rows {column: cell} as a Markdown table, or with another gap as plain text."""
-    cells = [[*rows[0]], *([row.get(name, "") for name in rows[0]] for row in rows)] if rows else []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join(gap.join(map(str.ljust, row, widths)).rstrip() for row in cells)
-
 def remarks(grids):
     """Sentences on what the numbers leave out or mix: collapsed, unfinished, partial runs, settings."""
     said = [f"Collapsed, left out of all figures, means and claims: {grid}, {why}."
@@ -531,7 +456,7 @@ def remarks(grids):
 def report(grids, out, command, notes="", missing=()):
     """Write out/report.md with notes (Markdown) and missing (sentences); returns a text 79 columns wide."""
     rows, found, said, pictures = summary(grids), claims(grids), remarks(grids), {}
-    sections, beside = [each.section(grids) for each in further(grids)], published(grids)
+    sections, beside = [each.section(grids) for each, _ in further(grids)], published(grids)
     for name, caption, _ in plan(grids):
         file = Path(out, "figures", f"{name}.png")
         if file.exists():  # by content: with one task and one pair, several figures are the same
@@ -554,15 +479,6 @@ def report(grids, out, command, notes="", missing=()):
         lines += ["", fill(encoder, 79), table(short, "  ")]
     lines += verdicts(found)
     return "\n".join(lines + [line for _, short in sections for line in ("", short)])
-
-def verdicts(rows):
-    """The lines of claims for a screen."""
-    lines = []
-    for row in rows:
-        lines.append(f"{row['verdict']:12}{row['claim']}")
-        if row["measured"] != "-":
-            lines.append(indent(fill(f"{row['measured']}; {row['cases']} cases", 67), " " * 12))
-    return lines
 
 def main():
     parser = argparse.ArgumentParser(description="Draws the paper's figures and checks its claims.")

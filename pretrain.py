@@ -9,7 +9,6 @@ to read any derived language. It ends as an ordinary folder, with its measures i
 
 import json
 import math
-import time
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -18,20 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
 
 import data
 import derive
 import results
 from results import KitError
-from train import Settings, autocast, train
+from train import Settings, train
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)   # their ids
@@ -100,9 +93,11 @@ def scratch(folder, kind, src, tgt, texts, weights, writes=False):
     """The Scratch encoders of a pair under a folder, one for each weight of the alignment loss.
     Where no language is derived it is one encoder of all texts. Raises KitError where texts do not suit."""
     *originals, derived = sorted((*src.split("+"), tgt), key=lambda lang: len(derive.parse(lang)[1]))
-    (base, none), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
+    (base, earlier), (other, steps) = derive.parse(originals[-1]), derive.parse(derived)
     alone, texts = kind == "scratch-original", tuple(texts)
-    if none or steps and len(texts) > 2 or len(texts) == 1 and not alone and (base != other or not steps):
+    gives_both = steps and base == other   # the one text makes the other
+    enough = len(texts) > 1 or alone or gives_both
+    if earlier or not enough or steps and len(texts) > 2:   # earlier: two languages are derived
         raise KitError(f"--encoder {kind} for {src} and {tgt}: with one --text, one of the two must be "
                        "derived from the other; with two, no more than one may be derived, with more none.")
     name = f"{'+'.join(originals)}-{derived}" if steps else "-".join(Path(text).stem for text in texts)
@@ -154,7 +149,7 @@ def train_tokenizer(texts, preset):
                        f"vocabulary={preset.vocabulary} needs more text.")
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", BEGIN), ("</s>", END)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe, model_max_length=positions(preset), bos_token="<s>", cls_token="<s>",
         eos_token="</s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")
 
@@ -188,12 +183,12 @@ def prepare(folder, texts, steps, preset, settings):
 # ---- batches ----------------------------------------------------------------------------------------------
 
 class Batch(NamedTuple):
-    """B blocks of up to L subwords, S of which are predicted; of a BART all T of them."""
+    """B blocks of up to L subwords, and the S subwords of them that are predicted; by a BART all T."""
     ids: torch.Tensor            # (B, L) as they are shown
     mask: torch.Tensor | None    # (B, L) True at subwords; None where nothing is padded
-    at: torch.Tensor | None      # (S,) which of the B * L are predicted
-    labels: torch.Tensor         # (S,) what they are; of a BART (B, T), -100 at padding
-    count: int                   # of labels
+    labels: torch.Tensor         # (B, L), of a BART (B, T): the predicted subwords, -100 elsewhere
+    at: torch.Tensor             # (S,) where they are, the rows of labels laid end to end
+    count: int                   # S
 
 class Blocks:
     """A memory-mapped text, cut into blocks of which each step draws some, all equally often."""
@@ -213,14 +208,9 @@ class Blocks:
     def batches(self, step, parts, device):
         """The Batch of a step in so many parts, drawn from the step alone: a resumed run draws the same."""
         generator = torch.Generator().manual_seed(self.preset.seed * 1_000_003 + step)
-        ids = self.draw(generator)
-        if self.writes:
-            shown = replace_spans(ids, self.preset, generator)
-            split = zip(shown.tensor_split(parts), ids.tensor_split(parts), strict=True)
-            return [to_rebuild(*part, device) for part in split]
-        shown, selected = hide(ids, self.preset, generator)
-        split = zip(*(each.tensor_split(parts) for each in (ids, shown, selected)), strict=True)
-        return [to_batch(*part, device) for part in split]
+        shown, labels = (replace_spans if self.writes else hide)(self.draw(generator), self.preset, generator)
+        return [to_batch(*part, device)
+                for part in zip(shown.tensor_split(parts), labels.tensor_split(parts), strict=True)]
 
     def draw(self, generator):
         """(B, L) subword ids, padded."""
@@ -234,17 +224,18 @@ class Blocks:
         return ids
 
 def hide(ids, preset, generator=None):
-    """(shown (B, L), selected (B, L)) of ids (B, L): 15 % are selected, of which 80 % are shown as <mask>,
-    10 % as a random subword of the original half, 10 % as they are; special tokens are neither."""
+    """(shown (B, L), labels (B, L)) of ids (B, L): 15 % are selected, the labels; 80 % of them are shown as
+    <mask>, 10 % as a random subword of the original half, 10 % as they are; special tokens are neither."""
     selected = (torch.rand(ids.shape, generator=generator) < preset.selected) & (ids >= len(SPECIALS))
     how = torch.rand(ids.shape, generator=generator)
     other = torch.randint(len(SPECIALS), preset.vocabulary, ids.shape, generator=generator)
     shown = torch.where(how < .8, MASK, torch.where(how < .9, other, ids))
-    return torch.where(selected, shown, ids), selected
+    return torch.where(selected, shown, ids), ids.masked_fill(~selected, -100)
 
 def replace_spans(ids, preset, generator=None):
-    """ids (B, L) with spans of one to three subwords (ours), each replaced by one <mask>, as (B, L'), padded.
-    A `selected` share of the positions begins a span; special tokens are never in one."""
+    """(shown (B, L'), labels (B, L)) of ids (B, L): all are labels but padding; shown are spans of one to
+    three subwords (ours) as one <mask> each. A `selected` share of the positions begins a span; special
+    tokens are never in one."""
     begins = torch.rand(ids.shape, generator=generator) < preset.selected
     lengths = torch.randint(1, 4, ids.shape, generator=generator)
     rows = []
@@ -258,17 +249,13 @@ def replace_spans(ids, preset, generator=None):
             elif not hidden:
                 shown.append(subword)
         rows.append(torch.tensor(shown))
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    shown = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    return shown, ids.masked_fill(ids == PAD, -100)
 
-def to_batch(ids, shown, selected, device):
-    at, mask = selected.flatten().nonzero()[:, 0], ids != PAD
+def to_batch(shown, labels, device):
+    mask, at = shown != PAD, (labels.flatten() >= 0).nonzero()[:, 0]
     mask = None if mask.all() else mask.to(device)
-    return Batch(shown.to(device), mask, at.to(device), ids.flatten()[at].to(device), len(at))
-
-def to_rebuild(shown, ids, device):
-    mask, labels = shown != PAD, ids.masked_fill(ids == PAD, -100)
-    mask = None if mask.all() else mask.to(device)
-    return Batch(shown.to(device), mask, None, labels.to(device), int((labels >= 0).sum()))
+    return Batch(shown.to(device), mask, labels.to(device), at.to(device), len(at))
 
 # ---- model ------------------------------------------------------------------------------------------------
 
@@ -279,7 +266,7 @@ class Pretraining(torch.nn.Module):
         super().__init__()
         torch.manual_seed(preset.seed)
         self.align, self.rows = align, rows
-        self.masked = RobertaForMaskedLM(RobertaConfig(
+        self.masked = transformers.RobertaForMaskedLM(transformers.RobertaConfig(
             vocab_size=2 * preset.vocabulary, hidden_size=preset.hidden, num_hidden_layers=preset.layers,
             num_attention_heads=preset.heads, intermediate_size=4 * preset.hidden, type_vocab_size=1,
             hidden_dropout_prob=preset.dropout, attention_probs_dropout_prob=preset.dropout,
@@ -293,7 +280,8 @@ class Pretraining(torch.nn.Module):
     def loss(self, batch):
         """Cross entropy of the selected subwords, minus `align` times the mean cosine of e_i and e_(i+V)."""
         hidden = self.masked.roberta(batch.ids, attention_mask=batch.mask).last_hidden_state       # (B, L, H)
-        loss = F.cross_entropy(self.masked.lm_head(hidden.flatten(0, 1)[batch.at]), batch.labels)
+        logits = self.masked.lm_head(hidden.flatten(0, 1)[batch.at])                               # (S, 2 V)
+        loss = F.cross_entropy(logits, batch.labels.flatten()[batch.at])
         if self.align:
             e = self.embeddings()
             loss = loss - self.align * F.cosine_similarity(e[self.rows], e[self.rows + len(e) // 2]).mean()
@@ -305,7 +293,7 @@ class Rebuilding(torch.nn.Module):
     def __init__(self, preset):
         super().__init__()
         torch.manual_seed(preset.seed)
-        self.masked = BartForConditionalGeneration(BartConfig(
+        self.masked = transformers.BartForConditionalGeneration(transformers.BartConfig(
             vocab_size=preset.vocabulary, d_model=preset.hidden, encoder_layers=preset.layers,
             decoder_layers=preset.layers, encoder_attention_heads=preset.heads,
             decoder_attention_heads=preset.heads, encoder_ffn_dim=4 * preset.hidden,
@@ -388,21 +376,3 @@ def finished(folder, about):
     results.clear(folder)
     (folder / "text.ids").unlink(missing_ok=True)
     return made
-
-def cost(preset, device, precision="fp32"):
-    """Seconds of a step on a device, as three steps on random subwords took (on a CPU: on part of a batch).
-    All blocks are as long as they may be, so with blocks=sentences this is an upper bound."""
-    device = torch.device(device)
-    size = preset.batch if device.type == "cuda" else max(1, min(preset.batch, 2048 // preset.length))
-    model = Pretraining(preset).to(device).train()
-    adam = torch.optim.Adam(model.parameters(), fused=True)
-    ids = torch.randint(len(SPECIALS), preset.vocabulary, (size, preset.length))
-    batch, began = to_batch(ids, *hide(ids, preset), device), []
-    for _ in range(3):
-        began.append(time.time())
-        with autocast(device.type, precision):
-            loss = model.loss(batch)
-        loss.backward()
-        adam.step()
-        loss.item()   # waits for the device
-    return (time.time() - began[1]) / 2 * preset.batch / size   # the first one is slower

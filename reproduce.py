@@ -113,8 +113,6 @@ def parse_arguments(argv=None):
     g.add_argument("--parallel", nargs="*", metavar="FILE",
                    help="log XLRS and the target's score at every dev scoring, on sentences of files named "
                         "after their language, as en.txt, translations line by line (default XNLI's dev set)")
-    g.add_argument("--language-tokens", action="store_true",
-                   help="--task title: name the languages to models that have tokens for them, as mBART")
     g = p.add_argument_group("pretraining (--encoder scratch; see pretrain.py)")
     g.add_argument("--text", nargs="+", metavar="FILE",
                    help="a sentence a line: the original, from which the derived text is made, or both")
@@ -218,6 +216,7 @@ from tqdm import tqdm
 
 import demo
 import generate
+import grids
 import heads
 import plot
 import pretrain
@@ -324,7 +323,7 @@ def points(lines_only):
 def points_of(args, pair):
     """The points of one pair; a demo spares its reader all planes but one, and a control's lines."""
     if args.demo and pair.lr:
-        return [plot.BOTH, plot.SRC, plot.TGT]
+        return [grids.BOTH, grids.SRC, grids.TGT]
     return points(args.lines_only or args.demo and (pair.task, pair.seed) != ("pos", args.seeds[0]))
 
 def settings(args, unit):
@@ -333,7 +332,6 @@ def settings(args, unit):
     asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": unit.lr or args.lr and args.lr[0]}
     chosen |= {name: value for name, value in asked.items() if value is not None}
     further = {"select": args.select} if args.select != "dev" else {}
-    further |= {"language_tokens": True} if args.language_tokens and writes(unit.task) else {}
     return chosen | {"limit": args.limit, "precision": args.precision} | further
 
 def dry_run(args, models, pairs):
@@ -344,13 +342,11 @@ def dry_run(args, models, pairs):
         wanted = have = 0
         for pair in (pair for pair in pairs if (pair.task, pair.encoder, pair.lr) == (task, encoder, lr)):
             path, todo = pair.path(args.out, args.part), set(points_of(args, pair))
-            grid = plot.read(path) if path.exists() else None
+            grid = grids.read(path) if path.exists() else None
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
         print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
-        preset = pretraining(args)
-        hours = preset.steps * pretrain.cost(preset, find_device(args.device), args.precision) / 3600
-        print(f"to pretrain before: {', '.join(todo)}; at most {hours:.2f} hours each on this device")
+        print(f"to pretrain before: {', '.join(todo)}; {pretraining(args).steps} steps each")
 
 # ---- run --------------------------------------------------------------------------------------------------
 
@@ -366,6 +362,7 @@ class Run:
         self.scored_in = "fp32"
         torch.set_float32_matmul_precision("highest")
         self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
+        self.waste = math.inf if on_gpu else 64     # of them padding: on a CPU more costs more than a batch
         self.watch = generate.Watch(self, pairs_of(args))
         if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
@@ -390,8 +387,6 @@ class Run:
         """A corpus file as an Encoded set on the device."""
         t, (base, steps), encoder = TASKS[task], derive.parse(lang), self.encoder(task, encoder)
         read, path, encode = self.reader(task, lang), self.source(task, lang, split).path, t.encode
-        if writes(task) and self.args.language_tokens:
-            encode = partial(encode, language=data.language_token(encoder.tokenizer, lang))
         encoded = data.load(path, base, split, read, encode, encoder.tokenizer, self.args.limit)
         if steps:
             rows = encoder.model.config.vocab_size
@@ -420,7 +415,7 @@ class Run:
         and as none of those would move, nothing changes. Without sets it has all rows."""
         task, encoder = TASKS[unit.task], self.encoder(unit.task, unit.encoder)
         if writes(unit.task):   # the output layer is tied to the embedding: all rows move
-            return generate.Generator(encoder, given=int(self.args.language_tokens)).to(self.device)
+            return generate.Generator(encoder).to(self.device)
         ids = None if sets is None else torch.cat([*(dev.used() for dev in sets), *ids])
         torch.manual_seed(unit.seed)   # of the head
         head = getattr(heads, task.head)
@@ -490,16 +485,11 @@ class Run:
 
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
-        made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste(predict))]
+        made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste)]
         found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])
         for rows, labels in made:
             found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
         return found[:-1]
-
-    def waste(self, model):
-        """How many subwords of a batch may be padding: as many as cost what a further batch would. On a CPU
-        that is 5e6 products for each parameter; a GPU's products are cheap beside the start of a batch."""
-        return math.inf if self.device.type == "cuda" else 5e6 / model.size
 
 def usual_precision(device):
     """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
@@ -533,7 +523,7 @@ def finetune(run, unit):
         train_sets = {lang: run.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
         dev_sets = [run.examples(unit.task, unit.encoder, lang, "dev") for lang in unit.langs]
         model = run.model(unit, [*train_sets.values(), *dev_sets, *run.watch.sets(unit)])
-        waste = math.inf if writes(unit.task) else run.waste(model)
+        waste = math.inf if writes(unit.task) else run.waste
         sizes = tuple((lang, len(examples)) for lang, examples in train_sets.items())
         per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
         scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
@@ -593,7 +583,7 @@ class Plane:
 
     def __init__(self, model, corners, part="all"):
         """corners: the parameters {name: tensor} of both, source and target, one after the other."""
-        self.model, self.size, device = model.eval(), model.size, next(model.parameters()).device
+        self.model, device = model.eval(), next(model.parameters()).device
         parameters = dict(model.named_parameters())
         moving = [name for name in parameters if part == "all" or name.startswith(part + ".")]
         sizes = [parameters[name].numel() for name in moving]
@@ -639,7 +629,7 @@ def evaluate(run, pair):
         header, past = grid_header(run, pair), results.read_lines(f, path)
         if past:
             results.check_same(header, past[0], path)
-        have = plot.check(path, past).points if past else {}
+        have = grids.check(path, past).points if past else {}
         if have:
             run.ranks.say(f"{pair}: {len(have.keys() & set(todo))} of {len(todo)} points already in {path}")
         todo = [point for point in todo if point not in have]
@@ -653,7 +643,7 @@ def evaluate(run, pair):
             plane.move(a1, a2)
             (src, each), (tgt, _) = (run.side(plane, pair, langs) for langs in pair.langs())
             line = {"a1": a1, "a2": a2, "src": src, "tgt": tgt} | ({"each": each} if len(each) > 1 else {})
-            if writes(pair.task) and (a1, a2) in (plot.BOTH, plot.SRC):
+            if writes(pair.task) and (a1, a2) in (grids.BOTH, grids.SRC):
                 dev = run.examples(pair.task, pair.encoder, pair.tgt, "dev")
                 line["written"] = generate.examples(plane, dev)
             results.append_line(f, line)
@@ -712,11 +702,11 @@ def main(args):
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
     run.ranks.barrier()
     run.ranks.bar.close()
-    grids = [] if all(map(run.ranks.outcome, pairs)) else plot.load([args.out])
-    for name, _, make in run.ranks.take(plot.plan(grids)):
+    evaluated = [] if all(map(run.ranks.outcome, pairs)) else grids.load([args.out])
+    for name, _, make in run.ranks.take(plot.plan(evaluated)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()
-    code = report(run, grids, models, pairs) if run.ranks.rank == 0 else 0
+    code = report(run, evaluated, models, pairs) if run.ranks.rank == 0 else 0
     print(*run.faults, sep="\n", end="", file=sys.stderr)
     return code
 
@@ -770,11 +760,11 @@ def attempt(run, unit, work, record, needs=()):
         run.ranks.say(problem)
     run.ranks.finish(unit, problem)
 
-def report(run, grids, models, pairs):
+def report(run, evaluated, models, pairs):
     """Write report.md and print its short form; returns the exit code."""
     missing = [problem for unit in [*models, *pairs] if (problem := run.ranks.outcome(unit))]
     notes = demo.notes(run, models) if run.args.demo == "languages" else ""
-    print(plot.report(grids, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
+    print(plot.report(evaluated, run.args.out, shlex.join(["python", *sys.argv]), notes, missing))
     figure = Path(run.args.out, "figures", "fig2-lines.png")
     print(f"\nLook first at {run.args.out}/report.md" + (f" and {figure}." if figure.exists() else "."))
     return 3 if missing else 0

@@ -30,6 +30,7 @@ import plot
 import reproduce
 import results
 import train
+from grids import r_squared, table
 
 RATES, EPOCHS, WITHIN = (1e-3, 1e-4), (1, 2, 4, 8, 16), 1.0   # see at_equal_score
 MORE = 4   # times the sentences, seen once where MORE epochs of the others see them as often
@@ -65,7 +66,7 @@ def measure(run, pair, both, src, tgt):
     whole = sum(value.square().sum().item() for value in both.values())
     return {"source": scores[0, 0], "zero-shot": scores[0, 1], "bilingual": scores[-1, 1],
             "flatness": scores[:, 0].min() / scores[-1, 0],
-            "R squared": plot.r_squared(scores / scores[-1])[1],
+            "R squared": r_squared(scores / scores[-1])[1],
             "step": found["norm_src"] / whole ** .5, "ratio": found["norm_ratio"],
             "angle": found["angle"], "head": head / found["norm_src"] ** 2}
 
@@ -142,7 +143,7 @@ def main():
         found = {}
         for numbers in (json.loads(line) for path in files for line in path.read_text().splitlines()):
             found.setdefault(numbers.pop("changed"), []).append(numbers)
-        print(plot.table([{"changed": name, "seeds": str(len(of))} | {
+        print(table([{"changed": name, "seeds": str(len(of))} | {
             key: f"{np.mean([each[key] for each in of]):.3g}" for key in of[0]}
             for name, of in found.items()]))
         plot.draw_figure("controls", partial(figure, found), base.args.out)

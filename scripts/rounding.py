@@ -18,8 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import plot
 import reproduce
+from grids import table
 
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}   # what of them is rounded
 BITS = {"tf32": 10, "bf16": 7}   # of the significand, beside fp32's 23
@@ -86,7 +86,7 @@ def main():
     reproduce.check_data(run, models)
     for unit in models:
         reproduce.finetune(run, unit)
-    print(plot.table([row for pair in pairs for row in rows(run, pair)]))
+    print(table([row for pair in pairs for row in rows(run, pair)]))
 
 if __name__ == "__main__":
     main()

@@ -130,19 +130,13 @@ def test_a_point_of_the_plane_equals_the_loaded_model_and_ties_stay_tied(pretrai
     assert ("decoder.lm_head.weight" in both) == separate and not any("embed_tokens" in name for name in both)
     assert {name.split(".")[0] for name in both} == {"shared", "encoder", "decoder"}
 
-def test_a_language_token_marks_the_source_and_is_given_only_if_asked(bart):
+def test_no_token_names_the_language_even_where_the_tokenizer_adds_one():
     letters = ["\u2581" + letter for letter in LETTERS[:20]]
     vocabulary = [(word, -1.0) for word in ("<s>", "<pad>", "</s>", "<unk>", *letters, "de_DE", "en_XX")]
     tokenizer = transformers.MBartTokenizer(vocab=vocabulary, model_max_length=24)
-    plain, marked = (data.encode_titles([("a b", "b")], tokenizer, "dev", "", language).to("cpu")
-                     for language in (None, data.language_token(tokenizer, "de")))
-    plain, marked = everything(plain), everything(marked)
-    assert plain.ids.tolist() == [[4, 5, 2]] and plain.gold.tolist() == [[[5, 2]]]   # by itself it adds en_XX
-    assert marked.ids.tolist() == [[4, 5, 2, 24]] and marked.gold.tolist() == [[[24, 5, 2]]]
-    written = generate.Generator(bart._replace(tokenizer=tokenizer), given=1).eval()(marked)
-    assert written.shape == (1, 1, 24) and written[0, 0, 0] == 24
-    with pytest.raises(KitError, match="no token for the language 'B'"):
-        data.language_token(tokenizer, "B")
+    assert tokenizer("a b").input_ids == [4, 5, 2, 25]   # en_XX
+    plain = everything(data.encode_titles([("a b", "b")], tokenizer, "dev", "").to("cpu"))
+    assert plain.ids.tolist() == [[4, 5, 2]] and plain.gold.tolist() == [[[5, 2]]]
 
 def test_training_lowers_the_loss_and_a_killed_one_ends_with_the_same_bytes(bart, tmp_path):
     titles, settings = encoded(bart, 64), Settings(steps=30, lr=5e-3, evaluate_at=(10, 20, 30), seed=3)

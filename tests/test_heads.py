@@ -58,6 +58,13 @@ def best_total(s):
         before = L[k, k]
     return (L[-1, -1].bit_length() - 1) // 40
 
+def test_the_example_of_an_arborescence():
+    none = -np.inf
+    scores = np.array([[none] * 5, [2, none, 8, 1, 3], [7, 2, none, 0, 9], [0, 1, 2, none, 8],
+                       [1, 0, 9, 4, none]], float)   # she saw old films
+    assert scores.argmax(1).tolist()[1:] == [2, 4, 4, 2]   # a cycle
+    assert heads.arborescence(scores).tolist() == [0, 2, 0, 4, 2]
+
 def test_decoded_trees_equal_a_second_method_and_leave_padding_out():
     torch.manual_seed(0)
     sizes, arcs = torch.randint(2, 13, (80, 1)), torch.randint(0, 40, (80, 13, 13)).float()

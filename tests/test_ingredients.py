@@ -10,6 +10,8 @@ import pytest
 
 import derive
 import plot
+from grids import check
+from results import FORMAT
 
 LINE = [round(.1 * i - .5, 1) for i in range(21)]
 INV, PER, SYN, T = "en.inversion", "en.permutation", "en.syntax-hi", "en.transliteration"
@@ -23,8 +25,8 @@ def grid(tgt, BZ, BS, p1=None, task="pos", seed=1, src="en", encoder=None, origi
     points = dict.fromkeys(point for a in LINE for point in ((round(1 - a, 3), 0.), (0., round(1 - a, 3))))
     rows = [{"a1": a1, "a2": a2, "src": {"accuracy": 76 if a1 == .5 else 80}, "tgt": {"accuracy": float(
         np.clip(80 + (BZ - 80) * a1 + (BS - 80) * a2, 0, 100))}} for a1, a2 in points]
-    return plot.check(Path("made-up"), [{
-        "format": plot.FORMAT, "task": task, "metrics": ["accuracy"], "src": src, "tgt": tgt, "seed": seed,
+    return check(Path("made-up"), [{
+        "format": FORMAT, "task": task, "metrics": ["accuracy"], "src": src, "tgt": tgt, "seed": seed,
         "encoder": encoder or f"{tgt}{p1}{original}", "part": "all", "line": LINE, "plane": LINE,
         "settings": {}, "scored_in": "fp32", "majority": {src: 0., tgt: 0.}, "norm_ratio": 1.,
         "angle": 50. + seed, **({} if encoder else known)}, *rows[:keep]])
@@ -36,8 +38,8 @@ GRIDS = [grid(T, 40, 90, 10), grid(T, 44, 92, 10, seed=2), grid(TI, 10, 80, 0), 
          *(grid(tgt, 20, 90, original=True) for tgt in (T, INV)),
          grid(INV, 75, 80, encoder="mbert"), grid(INV, 100, 80, task="parsing")]
 
-def test_table_by_hand():
-    found = derive.table(GRIDS)
+def test_summary_by_hand():
+    found = derive.summary(GRIDS)
     assert " ".join(found["POS"][0]) == "derived language P@1 BZ BS MZ Delta seeds paper: P@1 paper: Delta"
     assert [tuple(row.values()) for row in found["POS"] + found["Parsing"]] == [
         (INV + ", mBERT", "-", "75.0", "80.0", "-", "-5.0", "1", "-", "-"),
@@ -50,7 +52,7 @@ def test_table_by_hand():
     [], [grid("de", 40, 80)], [grid("en", 40, 80, src=INV)], [grid("english.inversion", 40, 80)],
     [grid(T, 40, 80, original=True)], [grid(T, 40, 80, keep=11)], [grid(T, 40, 1)]])   # to come; collapsed
 def test_without_a_derived_language_there_is_nothing(grids):
-    assert derive not in plot.further(grids) and derive.figures(grids) == [] == derive.transfers(grids)
+    assert plot.further(grids) == derive.transfers(grids) == []
 
 @pytest.mark.parametrize("x, y, found", [   # p: in order, or one swap; ranks 1.5, 1.5, 3, 4
     ([1, 2, 3, 4], [0, 3, 1, 10], (.8, 4 / 24, 14 / (5 * 61) ** .5)),
@@ -112,16 +114,19 @@ def test_rule_of_each_claim(claim, verdict, cases, grids):
 @pytest.mark.filterwarnings("error")
 def test_figures_hold_the_numbers(tmp_path):
     def points(ax):
-        lines = [line for line in ax.lines if len(line.get_xydata())]   # the others are for the legend
+        lines = [line for line in ax.lines if len(line.get_xydata()) == 1]   # no legend, nothing joined
         return {(*line.get_xydata()[0].round(9), line.get_mfc() == "white") for line in lines}
-    (_, _, bars), (_, _, deltas), (_, _, surface) = derive.figures(GRIDS)
+    (_, _, bars), (_, _, deltas), (_, _, surface) = plot.derived_figures(GRIDS)
     [bars], [deltas] = bars().axes, deltas().axes
     assert sorted(bar.get_width() for bar in bars.patches) == pytest.approx([-70, -49, -20, -5, 20])
     assert points(deltas) == {(10, -49, False), (0, -70, False), (44.5, -20, True)}
-    assert [text.get_text() for text in deltas.texts] == [TI, T, T + ", align 5"]
+    assert [text.get_text() for text in deltas.texts] == ["+ inversion", "transliteration", "+ align 5"]
+    found = derive.transfers([grid(T, 40, 90, 5), grid(T, 70, 90, 5, task="ner")])
+    joined = plot.points_figure(found, {"delta": "Delta"}).axes[0].lines[-1]
+    assert joined.get_xydata().tolist() == [[5, -50], [5, -20]]
     for ax, value in zip(surface().axes, (.475, .95, 51.5), strict=True):   # 44 to 36 and 47.6 to 40.4, of 80
         assert (10, value, False) in points(ax)
-    [(_, _, alone)] = derive.figures(GRIDS[6:7])   # nothing is transliterated: bars, here a single one
+    [(_, _, alone)] = plot.derived_figures(GRIDS[6:7])   # nothing is transliterated: bars, here a single one
     plot.draw_figure("alone", alone, tmp_path)
     plot.draw_figure("surface", surface, tmp_path)
     assert len([*tmp_path.rglob("*.png")]) == 2

@@ -1,4 +1,6 @@
-"""plot.py on made-up grids: numbers by hand, each rule both ways, broken files, the pictures, the report."""
+"""grids.py and plot.py on made-up grids: numbers by hand, rules both ways, broken files, figures, report."""
+import ast
+import graphlib
 import itertools
 import json
 import re
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import plot
+from grids import BOTH, SRC, TGT, band, check, load, normalise, series, shape, slopes, sound, table
 from results import FORMAT, KitError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +33,7 @@ SURFACES = {  # others; k is how much there is of what makes them
     "sloping": lambda a1, a2, seed, k: (90 - k * a1, 80 - 25 * a1),
     "noisy": lambda a1, a2, seed, k: (90 - k * seed * (a1 == 1), 80 - 25 * max(a1, 0) - seed * (a1 == 1)),
     "narrow": lambda a1, a2, seed: (90, 80 - 60 * max(a1, 0)),
-    "shifted": lambda a1, a2, seed, k: np.subtract(paper(a1, a2, seed), k * ((a1, a2) != plot.BOTH)),
+    "shifted": lambda a1, a2, seed, k: np.subtract(paper(a1, a2, seed), k * ((a1, a2) != BOTH)),
     "still": lambda a1, a2, seed, k: (90 - k * (a1 == 0.5), 80 - k * (a2 == 0.5)),
     "steps": lambda a1, a2, seed, k: (90, 80 if a1 == 0 else 8 * (2 * k + seed)),
 }
@@ -55,7 +58,7 @@ def rows(score=paper, lines=True, **fields):
     return made
 
 def grid(score=paper, lines=True, keep=None, **fields):
-    return plot.check(Path("made-up"), rows(score, lines, **fields)[:None if keep is None else keep + 1])
+    return check(Path("made-up"), rows(score, lines, **fields)[:None if keep is None else keep + 1])
 
 def seeds(*numbers, **fields):
     return [grid(seed=number, **fields) for number in numbers]
@@ -73,13 +76,23 @@ def write(folder, tail="", keep=None, **fields):
     file.write_text("".join(json.dumps(row) + "\n" for row in [header, *points[:keep]]) + tail)
     return file
 
+def test_imports_form_a_list_without_a_circle():
+    modules, imported = {path.stem: path for path in ROOT.glob("*.py")}, {}
+    for name, path in modules.items():
+        nodes = [*ast.walk(ast.parse(path.read_text()))]   # those inside functions too
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        imported[name] = found & modules.keys()
+    order = [*graphlib.TopologicalSorter(imported).static_order()]   # a CycleError names the circle
+    assert order[0] == "results" and order[-2:] == ["plot", "reproduce"], imported
+
 def test_normalised_scores_and_variance_by_hand():
     runs = seeds(1, 2, keep=0)
-    runs[0].points.update({plot.SRC: (76, 25)})
-    assert np.isnan(plot.normalise(runs, [plot.SRC])[0]).all()  # without the bilingual model
-    runs[0].points.update({plot.BOTH: (80, 50)})
-    runs[1].points.update({plot.BOTH: (90, 40), plot.SRC: (90, 30), plot.TGT: (45, 44)})
-    scores, variance = plot.normalise(runs, [plot.SRC, plot.BOTH, plot.TGT])
+    runs[0].points.update({SRC: (76, 25)})
+    assert np.isnan(normalise(runs, [SRC])[0]).all()  # without the bilingual model
+    runs[0].points.update({BOTH: (80, 50)})
+    runs[1].points.update({BOTH: (90, 40), SRC: (90, 30), TGT: (45, 44)})
+    scores, variance = normalise(runs, [SRC, BOTH, TGT])
     assert scores[:, :2, 1] == pytest.approx(np.array([[0.5, 1], [0.75, 1]]))
     assert np.isnan(scores[0, 2]).all() and scores[1, 2] == pytest.approx([0.5, 1.1])
     assert variance[:2, 1] == pytest.approx([12.5 / 45, 50 / 45])  # of 25, 30 and 50, 40
@@ -88,8 +101,8 @@ def test_normalised_scores_and_variance_by_hand():
 @pytest.mark.parametrize("n,t", [(2, 12.706), (3, 4.303), (11, 2.228), (12, 2.201), (31, 2.042), (99, 1.984)])
 def test_band_is_students_t(n, t):
     values = np.arange(n, dtype=float)[:, None]
-    assert plot.band(values)[1][0] * n ** 0.5 / values.std(ddof=1) == pytest.approx(t, abs=0.0025)
-    mean, half = plot.band(np.array([[1.0, 5, np.nan], [2, np.nan, np.nan], [3, np.nan, np.nan]]))
+    assert band(values)[1][0] * n ** 0.5 / values.std(ddof=1) == pytest.approx(t, abs=0.0025)
+    mean, half = band(np.array([[1.0, 5, np.nan], [2, np.nan, np.nan], [3, np.nan, np.nan]]))
     assert mean[:2] == pytest.approx([2, 5]) and half[0] == pytest.approx(4.303 / 3 ** 0.5)
     assert np.isnan(half[1:]).all() and np.isnan(mean[2])
 
@@ -98,21 +111,21 @@ def test_band_is_students_t(n, t):
     (("de", "ru", "zh"), "cases", 4.303 * np.std([1.5, 3.5, 5.5], ddof=1) / 10 / 3 ** 0.5)])
 def test_units_of_a_band_are_cases_or_runs_where_cases_are_few(targets, units, half):
     grids = [made for k, tgt in enumerate(targets) for made in seeds(1, 2, score=like("steps", k), tgt=tgt)]
-    scores, found, _ = plot.series(grids, 1)
-    assert found == units and plot.band(scores)[1][LINE.index(0), 1] == pytest.approx(half)
+    scores, found, _ = series(grids, 1)
+    assert found == units and band(scores)[1][LINE.index(0), 1] == pytest.approx(half)
 
 def test_points_shape_slopes_and_the_lost_share_of_a_plane_by_hand():
     made, at = grid(lambda a1, a2, seed: (90 - 30 * max(a2, 0), 80 - 26 * max(a1, 0) ** 2)), LINE.index(0.3)
     assert made.on_line(1)[at] == (0.7, 0.0) and made.on_line(2)[at] == (0.0, 0.7)
-    assert made.on_line(1, inside=True)[0] == plot.SRC and made.on_line(2, inside=True)[-1] == plot.BOTH
-    shape, alphas = plot.shape([made], 1), np.linspace(0, 1, 11)
+    assert made.on_line(1, inside=True)[0] == SRC and made.on_line(2, inside=True)[-1] == BOTH
+    line, alphas = shape([made], 1), np.linspace(0, 1, 11)
     scores, chord = 1 - 26 / 80 * (1 - alphas) ** 2, 1 - 26 / 80 * (1 - alphas)
     r2 = 1 - ((scores - chord) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()
-    assert shape["R squared"][1] == pytest.approx(r2) and shape["dip at 0.1"][1] == pytest.approx(-0.00325)
-    assert shape["bend"] == pytest.approx([0, 0.00325]) and shape["rise"] == pytest.approx([0, 26 / 80])
+    assert line["R squared"][1] == pytest.approx(r2) and line["dip at 0.1"][1] == pytest.approx(-0.00325)
+    assert line["bend"] == pytest.approx([0, 0.00325]) and line["rise"] == pytest.approx([0, 26 / 80])
     for lines, length, points in ((False, 20, 465), (True, 12, 65)):  # without a plane, along Eq. 1
         made = grid(lambda a1, a2, seed: (90, 60 - 12 * a1 - 16 * a2), lines)
-        assert plot.slopes([made])[:, 1] == pytest.approx([length / 60] * 2) and len(made.points) == points
+        assert slopes([made])[:, 1] == pytest.approx([length / 60] * 2) and len(made.points) == points
     # 80 - 60 a1 keeps .95 of 80 up to a1 = 0: 6 of the 21 columns; 80 - 26 a1 up to 0.1: 7 of them
     shares = [plot.numbers([made])["plane: share lost"] for made in both(like("narrow"), paper, False)]
     assert shares == pytest.approx([15 / 21, 14 / 21])
@@ -181,16 +194,16 @@ def test_a_verdict_needs_the_pooled_measure_and_most_cases(dents, verdict, cases
     assert found(grids, "XLM-R has")["cases"] == "1 of 1"  # for two encoders, a case is a task and a pair
 
 @pytest.mark.parametrize("point, side, said", [
-    (plot.SRC, 0, "source-only model 21.0 on EN"), (plot.TGT, 1, "target-only model 19.0 on DE"),
-    (plot.BOTH, 0, "bilingual model 21.0 on EN"), (plot.BOTH, 1, "bilingual model 19.0 on DE")])
+    (SRC, 0, "source-only model 21.0 on EN"), (TGT, 1, "target-only model 19.0 on DE"),
+    (BOTH, 0, "bilingual model 21.0 on EN"), (BOTH, 1, "bilingual model 19.0 on DE")])
 def test_a_collapsed_run_is_named_and_left_out(point, side, said):
     bad, low = grid(seed=2, angle=0.0), grid(lambda a1, a2, seed: (90, 80 - 70 * max(a1, 0)))
     bad.points[point] = tuple((21.0, 19.0)[i] if i == side else bad.points[point][i] for i in (0, 1))
     grids = [low, bad]
-    assert plot.sound(grids) == [low] and plot.remarks([low]) == []  # a low zero-shot score is no collapse
+    assert sound(grids) == [low] and plot.remarks([low]) == []  # a low zero-shot score is no collapse
     assert said in plot.remarks(grids)[0] and "seed 2" in plot.remarks(grids)[0]
     assert plot.summary(grids) == plot.summary([low]) and plot.claims(grids) == plot.claims([low])
-    assert plot.sound([bad, grid(part="head", seed=2)], "head") == []  # nor its parts
+    assert sound([bad, grid(part="head", seed=2)], "head") == []  # nor its parts
     assert not grid(like("sloping", 80), part="head").collapse()  # where the other two models are no points
 
 def test_parts_unfinished_runs_missing_angles_and_unlike_settings():
@@ -218,19 +231,19 @@ def test_summary_by_hand():
 def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
     for fields in ({}, {"seed": 2}, {"part": "head"}, {"task": "ner", "encoder": "xlmr", "src": "ar"}):
         write(tmp_path / "a", **fields)
-    assert [made.key for made in plot.load([tmp_path / "a"])] == [
+    assert [made.key for made in load([tmp_path / "a"])] == [
         ("ner", "xlmr", "ar", "de", 1, "all"), ("pos", "mbert", "en", "de", 1, "all"),
         ("pos", "mbert", "en", "de", 1, "head"), ("pos", "mbert", "en", "de", 2, "all")]
     write(tmp_path / "b", task="title", metrics=["RL", "F1"], encoder="bart", src="en+fr", tgt="en.inversion")
-    [made] = plot.load([tmp_path / "b"])
-    assert made.scores["F1"][plot.BOTH] == (95, 85) and made.points[plot.BOTH] == (90, 80)
+    [made] = load([tmp_path / "b"])
+    assert made.scores["F1"][BOTH] == (95, 85) and made.points[BOTH] == (90, 80)
     assert str(made) == "Titles bart EN+FR-EN.INVERSION seed 1" and made.collapse() == ""
 
 @pytest.mark.parametrize("tail", ['{"a1": 0.3, "a2": 0.0, "sr', '{"a1"', "\x00\x00", ""])
 def test_a_torn_last_line_is_left_out_and_left_alone(tmp_path, tail):
     file = write(tmp_path, keep=9, tail=tail)
     write(tmp_path, seed=2).write_text(tail)  # not even a whole header: it holds nothing yet
-    [made] = plot.load([tmp_path])
+    [made] = load([tmp_path])
     assert len(made.points) == 9 and file.read_text().endswith(tail)
 
 @pytest.mark.parametrize("old, new, said", [
@@ -256,7 +269,7 @@ def test_broken_files_are_refused_with_file_line_and_value(tmp_path, old, new, s
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(KitError, match=said) as error:
-        plot.load([tmp_path])
+        load([tmp_path])
     assert str(file) in str(error.value) and re.search("restore the file|Delete the file", str(error.value))
 
 @pytest.mark.parametrize("other, said", [
@@ -265,19 +278,19 @@ def test_broken_files_are_refused_with_file_line_and_value(tmp_path, old, new, s
 def test_copies_count_once_and_are_refused_where_they_contradict(tmp_path, other, said):
     for name, keep in (("a", 20), ("b", None), ("c", 30)):  # unknown fields may differ
         one = write(tmp_path / name, keep=keep, new=name)
-    [made] = plot.load([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    [made] = load([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
     assert len(made.points) == 65
     two = write(tmp_path / "d", **other)
     with pytest.raises(KitError, match=said) as error:
-        plot.load([tmp_path / "c", tmp_path / "d"])
+        load([tmp_path / "c", tmp_path / "d"])
     assert str(one) in str(error.value) and str(two) in str(error.value)
 
 def test_what_was_written_at_a_point_is_joined_with_it(tmp_path):
     file, point = write(tmp_path / "b"), '"a1": 1.0, "a2": 0.0'
     file.write_text(file.read_text().replace(point, f'{point}, "written": [["x", "y"]]'))
     write(tmp_path / "a", keep=3)
-    [made] = plot.load([tmp_path / "a", tmp_path / "b"])
-    assert made.written == {plot.SRC: [["x", "y"]]}
+    [made] = load([tmp_path / "a", tmp_path / "b"])
+    assert made.written == {SRC: [["x", "y"]]}
 
 def drawn(grids, name, kind):
     [make] = [make for found, _, make in plot.plan(grids) if found == name]
@@ -318,8 +331,16 @@ def test_bands_are_named_and_few_seeds_are_drawn_one_by_one(targets, numbers, ba
 
 def test_models_languages_and_encoders_are_named():
     said = texts([grid(lines=False), grid(lines=False, encoder="xlmr")], "plane-pos-en-de")
-    for text in ("EN-DE", "EN", "DE", "POS, mBERT: score on EN", "POS, XLM-R: score on DE", ".90", ".95"):
+    for text in ("EN-DE", "EN", "DE", "POS EN-DE, mBERT\nscore on EN",
+                 "POS EN-DE, XLM-R\nscore on DE", ".90", ".95"):
         assert f"| {text} |" in said
+    from matplotlib.text import Text
+    plane, own = grid(lines=False), grid(lines=False, pretraining="scratch", align=0)
+    numbers = [text for text in drawn([plane], "plane-pos-en-de", Text) if text.get_text()[:1] == "."]
+    assert len(numbers) > 4 and {text.get_rotation() for text in numbers} == {0}
+    places = np.array([text.get_position() for text in numbers])
+    assert (abs(places - 0.5) < 0.95).all()   # clear of the frame
+    assert "| POS EN-DE\nscore on DE |" in texts([own], "plane-pos-en-de")   # its encoder is the pair's own
     assert "0\nEN |" in texts([grid()], "lines-pos") and "1\nEN-DE |" in texts([grid()], "lines-pos")
     assert "1\nEN-X |" in texts([grid(), grid(tgt="ru")], "lines-pos")
     names = {"tiny-bert": "tiny-bert", "FacebookAI--xlm-roberta-large": "XLM-R", "my-mbert": "my-mbert"}
@@ -343,7 +364,7 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
 
 def test_report_shows_everything_and_its_links_exist(tmp_path):
     bad = grid(seed=3, metrics=["LAS", "UAS"])
-    bad.points[plot.TGT] = (50, 18)
+    bad.points[TGT] = (50, 18)
     grids = seeds(1, 2, metrics=["LAS", "UAS"]) + [bad]
     for name, _, make in plot.plan(grids):
         plot.draw_figure(name, make, tmp_path)
@@ -351,13 +372,13 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
     text = (tmp_path / "report.md").read_text()
     links = re.findall(r"\((figures/[^)]*)\)", text)
     assert len(links) == 6 and all((tmp_path / link).is_file() for link in links)  # lines, norms, variance
-    for part in ("    reproduce.py --demo\n", plot.table(plot.summary(grids)), "A toy.", "| UAS ",
+    for part in ("    reproduce.py --demo\n", table(plot.summary(grids)), "A toy.", "| UAS ",
                  plot.RULES.format(0, 1), "seed 3, target-only model 18.0 on DE",
                  "## Missing\n\n- NER seed 2: no.\n\n## Scores"):
         assert part in text
-    table, rules = text.split("## The paper's claims")[1].split("- Source stays flat", 1)
+    verdicts, rules = text.split("## The paper's claims")[1].split("- Source stays flat", 1)
     for row, (claim, _, *limits) in zip(plot.claims(grids), plot.CLAIMS, strict=True):
-        assert re.search(f"{claim} +\\| .*{row['verdict']}.*{re.escape(row['measured'])}", table)
+        assert re.search(f"{claim} +\\| .*{row['verdict']}.*{re.escape(row['measured'])}", verdicts)
         assert f"{row['verdict']:12}{claim}\n" in said + "\n" and all(limit in rules for limit in limits)
     assert "Missing: NER seed 2: no." in said and "18.0 on DE" in said.replace("\n", " ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.md"]

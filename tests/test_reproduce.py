@@ -237,7 +237,7 @@ class Called(torch.nn.Module):
     def __init__(self, kind, settings):
         super().__init__()
         config = getattr(transformers, f"{kind.partition('For')[0]}Config")(vocab_size=30, **settings)
-        self.model, self.size = getattr(transformers, kind)(config), 1
+        self.model = getattr(transformers, kind)(config)
         self.register_buffer("offset", torch.tensor(7.0))
 
     def forward(self, ids):

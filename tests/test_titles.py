@@ -17,6 +17,7 @@ import generate
 import plot
 import reproduce as r
 import results
+from grids import load
 
 PRESET = ("layers=1,heads=2,hidden=16,vocabulary=300,length=32,batch=8,steps=8,warmup=2,lr=1e-2,"
           "blocks=sentences")
@@ -82,7 +83,8 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
     kept = next(record for record in log if record["step"] == about["best_step"])
     assert header["xlrs"]["source"] == pytest.approx(kept["watched"]["de"]["xlrs"], abs=1e-4)
     assert "watched" not in read(models / "de/seed1/train.jsonl")[0]
-    drawn = [name for name, _, make in generate.figures(plot.load([out])) if make().axes]
+    figures = plot.written_figures(generate.ranked, load([out]))
+    drawn = [name for name, _, make in figures if make().axes]
     assert drawn == ["wrong-language", "xlrs-steps", "xlrs-target"]
     report = (out / "report.md").read_text()
     for text in ("## Generation", "What each --select keeps", "en+fr, zero-shot", "wrong-language words"):
@@ -114,7 +116,7 @@ def test_a_further_learning_rate_stands_beside_and_in_no_claim(line, tmp_path):
     out = tmp_path / "out"
     assert read(out / "grids/title/BART/en-de/seed1.lr0.03.jsonl")[0]["settings"]["lr"] == .03
     assert (out / "models/title/BART/en/seed1.lr0.03/model.safetensors").exists()
-    grids = plot.load([out])
+    grids = load([out])
     assert [grid.control for grid in grids] == [False, True]
     assert grids[1].encoder_name == "BART, lr 0.03" and "BART, lr 0.03" in (out / "report.md").read_text()
     assert plot.claims(grids) == plot.claims(grids[:1])
@@ -128,7 +130,7 @@ def test_either_half_may_move_alone(line, tmp_path, part):
     assert everything[0]["src"] != alone[0]["src"] or everything[0]["tgt"] != alone[0]["tgt"]
     assert [p for p in everything if not p["a1"] and not p["a2"]][0]["src"] == [
         p for p in alone if not p["a1"] and not p["a2"]][0]["src"]
-    if not plot.load([tmp_path / "out"])[0].collapse():
+    if not load([tmp_path / "out"])[0].collapse():
         assert f"its {part} alone" in (tmp_path / "out/report.md").read_text()
 
 # ---- in other processes -----------------------------------------------------------------------------------
@@ -212,7 +214,6 @@ def test_what_does_not_fit_is_told_before_anything_is_written(line, encoder, tmp
     assert "it is an encoder alone" in problem("--encoder", str(encoder))
     assert "--parallel names no file for de" in problem("--parallel", *files)
     assert "de.txt has 1, " in problem("--parallel", *files, str(short))
-    assert "no token for the language 'de'" in problem("--language-tokens")
     path = data.title_file(tmp_path / "data", "de", "dev").path
     path.write_text(path.read_text() + "{}\n")
     assert f"{path}, line 13: its 'source' is None; expected a text." in problem()
