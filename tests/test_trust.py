@@ -89,8 +89,8 @@ def kill_at(moment, place):
                 self.flush()
                 tick(self.name)
 
-    def save_file(tensors, path, about):
-        save_whole(tensors, path, about)
+    def save_file(tensors, path, metadata=None):   # as the library itself calls it too
+        save_whole(tensors, path, metadata)
         content = Path(path).read_bytes()
         with Torn(io.FileIO(path, "w+")) as f:
             f.write(content)
