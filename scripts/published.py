@@ -18,10 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-try:
-    from grids import CLAIMS, judge, table
-except ImportError:
-    from plot import CLAIMS, judge, table
+from grids import CLAIMS, judge, table
 from results import KitError
 
 FILE, SOURCE = ROOT / "figures" / "published" / "scores.csv", "en"

@@ -81,10 +81,7 @@ def best_tree(scores):
 """,
     "lines": """
 import numpy as np
-try:
-    import grids as kit
-except ImportError:
-    import plot as kit
+import grids as kit
 
 HEADER = dict(task="pos", encoder="mbert", src="en", tgt="de", part="all", scored_in="fp32",
               metrics=["accuracy"], plane=[0.0], settings={}, majority={"en": 0, "de": 0}, norm_ratio=1.0,
