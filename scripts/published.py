@@ -18,7 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from grids import CLAIMS, judge, table
+from grids import judge, table
+from plot import CLAIMS
 from results import KitError
 
 FILE, SOURCE = ROOT / "figures" / "published" / "scores.csv", "en"
