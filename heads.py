@@ -33,7 +33,8 @@ from train import autocast
 transformers.logging.set_verbosity_error()   # an unused masked-language head is no news to the user
 transformers.utils.logging.disable_progress_bar()
 HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large",   # Sec. 4
-       "e5": "intfloat/multilingual-e5-small", "mt5": "google/mt5-base"}   # smaller than both; generation
+       "e5": "intfloat/multilingual-e5-small",   # small enough for a CPU
+       "mt5": "google/mt5-base"}   # generation
 
 class Rows(nn.Embedding):
     """The rows (R, H) of an embedding that are read; asked by the ids of the whole, and only for these rows.
@@ -61,7 +62,7 @@ def with_rows(model, ids):
     rows = Rows(whole, torch.unique(torch.cat([ids, torch.tensor([whole.padding_idx or 0])])))
     return copy.deepcopy(model, {id(user): rows for user in users})   # as if these were copied already
 
-def table(model):
+def find_rows(model):
     """(name, Rows) of a model; ("", None) where all rows are there."""
     return next(((name, m) for name, m in model.named_modules() if isinstance(m, Rows)), ("", None))
 
@@ -71,7 +72,7 @@ def rows_of(parameters):
 
 def moved(model, parameters, pretrained):
     """Parameters {name: tensor} as they are saved: of Rows those that moved, and their ids (M,)."""
-    name, rows = table(model)
+    name, rows = find_rows(model)
     if rows is None:
         return parameters
     weight, ids = parameters[f"{name}.weight"], rows.ids.cpu()
@@ -80,7 +81,7 @@ def moved(model, parameters, pretrained):
 
 def spread(model, parameters, pretrained):
     """Parameters {name: tensor} of a model from those that `moved` gave."""
-    name, rows = table(model)
+    name, rows = find_rows(model)
     if rows is None:
         return parameters
     weight, found = pretrained.get_input_embeddings().weight.detach()[rows.ids.cpu()], dict(parameters)
@@ -268,9 +269,9 @@ def load_tokenizer(source):
 
 def positions(model):
     """How many subwords a model can take; RoBERTa and its kin count them from the padding's id + 1 on."""
-    for name, table in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
-            return table.num_embeddings - table.padding_idx - 1
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - module.padding_idx - 1
     return getattr(model.config, "max_position_embeddings", inf)
 
 def find(name):

@@ -412,12 +412,12 @@ class Run:
 
     def model(self, unit, sets=None, ids=()):
         """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1).
-        sets: the Encoded sets it will read; other subwords than theirs, and further ids, have no row in it,
-        and as none of those would move, nothing changes. Without sets it has all rows."""
+        sets: the Encoded sets it will read. Its embedding has rows for their subwords and for those in ids, a
+        list of tensors (M,); no other row would move, so scores stay as they are. None: it has all rows."""
         task, encoder = TASKS[unit.task], self.encoder(unit.task, unit.encoder)
         if writes(unit.task):   # the output layer is tied to the embedding: all rows move
             return generate.Generator(encoder).to(self.device)
-        ids = None if sets is None else torch.cat([*(dev.used() for dev in sets), *ids])
+        ids = None if sets is None else torch.cat([*(encoded.used() for encoded in sets), *ids])
         torch.manual_seed(unit.seed)   # of the head
         head = getattr(heads, task.head)
         return heads.Model(encoder, head, len(task.labels), ids).to(self.device)

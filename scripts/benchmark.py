@@ -22,6 +22,7 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -86,7 +87,7 @@ class Plain(Way):
         self.model.head = torch.nn.Linear(self.model.encoder.config.hidden_size, len(self.task.labels))
         self.model.to(self.run.device)
         self.adam = torch.optim.AdamW(self.model.parameters(), lr=5e-4, weight_decay=0.0)
-        self.files = [self.out / f"{number}.pt" for number in range(3)]
+        self.files = [self.out / f"{number}.safetensors" for number in range(3)]
 
     def save(self):
         """Save the kit's three models as a plain loop saves its own, whole; megabytes of one."""
@@ -96,7 +97,7 @@ class Plain(Way):
             for name in [name for name in corner if name.endswith(".ids")]:
                 ids, weight = corner.pop(name), name.replace(".ids", ".weight")
                 corner[weight] = start[weight].index_copy(0, ids, corner[weight])
-            torch.save(start | corner, path)
+            safetensors.torch.save_file(start | corner, path)
         return path.stat().st_size / 1e6
 
     def logits(self, batch):
@@ -126,7 +127,7 @@ class Plain(Way):
         """Make ready to score points."""
         self.adam = None
         self.model.eval().zero_grad()
-        self.corners = [torch.load(path, self.run.device) for path in self.files]
+        self.corners = [safetensors.torch.load_file(path, str(self.run.device)) for path in self.files]
 
     def predictions(self, a1, a2):
         both, src, tgt = self.corners

@@ -214,14 +214,34 @@ def test_an_encoder_that_sees_past_its_window_is_not_packed(encoder, monkeypatch
 
 def test_an_embedding_that_is_more_than_looked_up_keeps_all_rows(encoder):
     model, ids = load(str(encoder)).model, torch.tensor([3, 5])
-    assert heads.table(heads.with_rows(model, ids))[1].ids.tolist() == [0, 3, 5]   # 0 is its padding
-    assert heads.table(heads.with_rows(model, None)) == ("", None)
+    assert heads.find_rows(heads.with_rows(model, ids))[1].ids.tolist() == [0, 3, 5]   # 0 is its padding
+    assert heads.find_rows(heads.with_rows(model, None)) == ("", None)
     tied = heads.with_rows(model, None)
     tied.output = torch.nn.Linear(16, 26, bias=False)
     tied.output.weight = tied.get_input_embeddings().weight
-    assert heads.table(heads.with_rows(tied, ids)) == ("", None)
+    assert heads.find_rows(heads.with_rows(tied, ids)) == ("", None)
+    twice = heads.with_rows(model, None)   # two look-ups of one matrix become two of its rows
+    twice.other = torch.nn.Embedding.from_pretrained(twice.get_input_embeddings().weight)
+    twice.other.weight = twice.get_input_embeddings().weight
+    found = heads.with_rows(twice, ids)
+    assert found.other is heads.find_rows(found)[1]
     with pytest.raises(IndexError):
         heads.with_rows(model, ids)(input_ids=torch.tensor([[0, 4]]))
+
+def test_what_is_saved_of_rows_is_what_moved_and_nothing_of_it_is_lost(encoder):
+    pretrained = load(str(encoder)).model
+    model = heads.with_rows(pretrained, torch.tensor([3, 5, 7, 9]))
+    name, _ = heads.find_rows(model)
+    trained = {key: p.detach().clone() for key, p in model.named_parameters()}
+    trained[f"{name}.weight"][[2, 4], [0, 15]] += 1.0   # one value of the rows of 5 and of 9
+    saved = heads.moved(model, trained, pretrained)
+    assert saved[f"{name}.ids"].tolist() == [5, 9] and saved[f"{name}.weight"].shape == (2, 16)
+    for ids in ([3, 5, 7, 9], [1, 5, 8, 9, 11]):   # of a model that has these rows, or others too
+        other = heads.with_rows(pretrained, torch.tensor(ids))
+        whole = pretrained.get_input_embeddings().weight.detach().clone()
+        whole[[5, 9], [0, 15]] += 1.0
+        weight = heads.spread(other, saved, pretrained)[f"{name}.weight"]
+        assert torch.equal(weight, whole[other.get_input_embeddings().ids])
 
 @pytest.mark.parametrize("name", ["tiny", "mbert", "xlmr"])
 def test_digest_is_of_vocabulary_subwords_settings_and_weights_alone(encoder, name, tmp_path):

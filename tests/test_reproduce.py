@@ -323,6 +323,24 @@ def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
             assert torch.equal(plane.views[name], (src if name.startswith(part) else both)[name])
         assert header["part"] == part and points[0, 0] == everything[0, 0] and points != everything
 
+@pytest.mark.parametrize("part", ["encoder", "head"])
+def test_states_that_are_kept_are_those_that_a_loaded_model_has(make, part):
+    """The encoder's states are computed once where the head alone moves, and anew where the encoder does."""
+    run, seen = make("--part", part), []
+    for unit in pair_of(run).models():
+        r.finetune(run, unit)
+    plane, loaded = run.plane(pair_of(run)), run.plane(pair_of(run)).model.eval()
+    dev = [run.examples("pos", run.args.encoder[0], lang, "dev") for lang in ("en", "de")]
+    plane.model.encoder.register_forward_pre_hook(lambda *_: seen.append(1))
+    for a1, a2 in ((0.0, 0.0), (1.0, 0.0), (-3.0, 4.0)):
+        plane.move(a1, a2)
+        loaded.load_state_dict(plane.views, strict=False)
+        with torch.no_grad():
+            for each in dev:
+                assert torch.equal(run.predictions(plane, each), run.predictions(loaded, each))
+    batches = sum(len(each.batches(run.subwords, run.waste)) for each in dev)
+    assert len(seen) == batches * (1 if part == "head" else 3)
+
 # ---- plan, ranks, files -----------------------------------------------------------------------------------
 
 def plan(*argv):
