@@ -104,7 +104,8 @@ def parse_arguments(argv=None):
     g.add_argument("--batch-size", type=natural, metavar="N", help="default 32; cut up where memory runs out")
     g.add_argument("--lr", nargs="+", type=at_least(1e-12, float), metavar="X",
                    help="at its peak, default 2e-5; further ones are controls, which stand beside")
-    g.add_argument("--limit", type=natural, metavar="N", help="the first N training and dev sentences")
+    g.add_argument("--limit", nargs="+", type=natural, metavar="N",
+                   help="the first N sentences of a training and a dev set; two numbers: of each its own")
     g.add_argument("--precision", choices=["bf16", "fp16", "fp32"],
                    help="of training: default bf16 on cuda, before Ampere fp16, fp32 on cpu; grids are "
                         "scored in fp32")
@@ -169,6 +170,8 @@ def check_arguments(args):
     generated = [writes(task) for task in args.task]
     if args.demo and {*generated} != {args.demo == "generation"}:
         raise KitError("--task title is there in --demo generation, which has no other task")
+    if len(args.limit or ()) > 2:
+        raise KitError("--limit takes one number, or two: of training and of dev sentences.")
     if args.select == "xlrs" and args.parallel is None:
         raise KitError("--select xlrs needs --parallel")
     if args.part == "head" and any(generated) or args.part == "decoder" and not all(generated):
@@ -333,7 +336,8 @@ def settings(args, unit):
     asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": unit.lr or args.lr and args.lr[0]}
     chosen |= {name: value for name, value in asked.items() if value is not None}
     further = {"select": args.select} if args.select != "dev" else {}
-    return chosen | {"limit": args.limit, "precision": args.precision} | further
+    limit = args.limit[0] if len(args.limit or ()) == 1 else args.limit
+    return chosen | {"limit": limit, "precision": args.precision} | further
 
 def dry_run(args, models, pairs):
     """Print the distinct models, pairs and points of a plan and what of it is done."""
@@ -388,7 +392,8 @@ class Run:
         """A corpus file as an Encoded set on the device."""
         t, (base, steps), encoder = TASKS[task], derive.parse(lang), self.encoder(task, encoder)
         read, path, encode = self.reader(task, lang), self.source(task, lang, split).path, t.encode
-        encoded = data.load(path, base, split, read, encode, encoder.tokenizer, self.args.limit)
+        limit = self.args.limit and self.args.limit[0 if split == "train" else -1]
+        encoded = data.load(path, base, split, read, encode, encoder.tokenizer, limit)
         if steps:
             rows = encoder.model.config.vocab_size
             encoded = derive.derive(encoded, steps, encoder.tokenizer, rows, t.labels)

@@ -97,7 +97,7 @@ def rows(base, pair):
     yield "source model halfway", measure(run, pair, both, halfway, tgt)
     half = trained(base, pair.models()[0], epochs=max(1, base.args.epochs // 2))[0]
     yield "bilingual model at half the epochs", measure(run, pair, half, src, tgt)
-    more = {"limit": MORE * base.args.limit, "epochs": max(1, base.args.epochs // MORE)}
+    more = {"limit": [MORE * base.args.limit[0], base.args.limit[-1]], "epochs": max(1, base.args.epochs // MORE)}
     found = [each for each, _, _ in three(base, pair, **more)]
     yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
         run, pair, *found)
