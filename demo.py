@@ -298,8 +298,8 @@ def notes(run, models):
         if unit.task == "pos" and unit.langs != ("B",) and not run.ranks.outcome(unit):
             langs = " and ".join(unit.langs)
             name = f"{langs}, no pretraining" if unit.encoder.endswith("-random") else langs
-            dev = run.examples("pos", unit.encoder, "B", "dev")
-            right = (run.predictions(run.finetuned(unit, [dev]), dev) == dev.gold).double()   # (R, 1)
+            dev = run.corpora.examples("pos", unit.encoder, "B", "dev")
+            right = (run.scorer.predictions(run.finetuned(unit, [dev]), dev) == dev.gold).double()   # (R, 1)
             scores.setdefault(name, []).append([right.mean(), right[new[:len(right)]].mean()])
     table = [f"| POS of language B, trained on | all words | the {new.double().mean():.0%} that only B has |",
              "|---|---|---|"]

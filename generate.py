@@ -10,7 +10,6 @@ A title is a window like any other: it is read once, and the gold of that read i
 """
 
 import copy
-import json
 import math
 import re
 import unicodedata
@@ -210,8 +209,6 @@ def scores(pred, dev, lang, languages):
     elsewhere, wrong, of = map(sum, zip(*(languages.judge(output, lang) for output in outputs), strict=True))
     return torch.tensor([(f1, len(outputs)), (elsewhere, len(outputs)), (wrong, of)], dtype=torch.float64)
 
-SCORES = {"ROUGE-L": scores}   # by a task's first metric
-
 def examples(model, dev, number=3):
     """[(gold, output)] of the first examples of a dev set."""
     outputs = dev.decode(model(dev.batch(np.arange(min(number, len(dev)))))[:, 0])
@@ -242,12 +239,13 @@ class Watch:
 
     SENTENCES = 500   # at most
 
-    def __init__(self, run, pairs):
-        self.run, self.pairs, self.files = run, pairs, run.args.parallel
+    def __init__(self, files, pairs, corpora, scorer):
+        """files: of --parallel; pairs: (source, target) names; corpora, scorer: of the run."""
+        self.files, self.pairs, self.corpora, self.scorer = files, pairs, corpora, scorer
 
     def sources(self):
         """XNLI's dev set as a data.Source where no files were named; one file holds all its languages."""
-        return [data.xnli_file(self.run.args.data, "en", "dev")] if self.files == [] else []
+        return [data.xnli_file(self.corpora.args.data, "en", "dev")] if self.files == [] else []
 
     def read(self):
         """Read the parallel sentences of all languages, so that a mistake in them is told before training."""
@@ -264,13 +262,13 @@ class Watch:
     @lru_cache(maxsize=64)
     def sentences(self, task, encoder, lang):
         """The parallel sentences of a language as an Encoded set."""
-        tokenizer = self.run.encoder(task, encoder).tokenizer
-        return data.encode_sentences(self.texts[lang][:self.SENTENCES], tokenizer).to(self.run.device)
+        tokenizer = self.corpora.encoder(task, encoder).tokenizer
+        return data.encode_sentences(self.texts[lang][:self.SENTENCES], tokenizer).to(self.corpora.device)
 
     def xlrs(self, model, unit, langs, tgt):
         """XLRS of a model as [parallel, random]: means over the source languages."""
         *sources, target = (self.sentences(unit.task, unit.encoder, lang) for lang in (*langs, tgt))
-        found = [xlrs(model, source, target, self.run.subwords) for source in sources]
+        found = [xlrs(model, source, target, self.scorer.subwords) for source in sources]
         return [round(sum(values) / len(found), 6) for values in zip(*found, strict=True)]
 
     def targets(self, unit):
@@ -281,30 +279,28 @@ class Watch:
     def sets(self, unit):
         """The data.Encoded sets that are read for it."""
         for tgt in self.targets(unit):
-            yield self.run.examples(unit.task, unit.encoder, tgt, "dev")
+            yield self.corpora.examples(unit.task, unit.encoder, tgt, "dev")
             yield from (self.sentences(unit.task, unit.encoder, lang) for lang in (*unit.langs, tgt))
 
     def __call__(self, model, unit):
         """{"watched": {target: score and XLRS}, "xlrs": their mean} of a source-only model; {} of others."""
         if not (targets := self.targets(unit)):
             return {}
-        seen = {tgt: {"score": self.run.score(model, unit, tgt, (*unit.langs, tgt)),
+        seen = {tgt: {"score": self.scorer.score(model, unit, tgt, (*unit.langs, tgt)),
                       "xlrs": self.xlrs(model, unit, unit.langs, tgt)} for tgt in targets}
         return {"watched": seen, "xlrs": round(sum(each["xlrs"][0] for each in seen.values()) / len(seen), 6)}
 
-    def about(self, pair):
-        """What a grid's header says: XLRS before fine-tuning and of two corners, and what was logged."""
-        if self.files is None:
-            return {}
-        (both, source, _), (langs, _) = pair.models(), pair.langs()
-        sets = [self.sentences(pair.task, pair.encoder, lang) for lang in (*langs, pair.tgt)]
-        models = {"pretrained": self.run.model(pair, sets).eval(), "source": self.run.finetuned(source, sets),
-                  "both": self.run.finetuned(both, sets)}
-        log = source.path(self.run.args.out).with_name("train.jsonl").read_text().splitlines()
-        way = [{"step": record["step"], "mean": record["mean"], **record["watched"][pair.tgt]}
-               for record in map(json.loads, log) if pair.tgt in record.get("watched", ())]
-        return {"xlrs": {name: self.xlrs(model, pair, langs, pair.tgt) for name, model in models.items()},
-                "way": way}
+    def parallel(self, pair):
+        """The parallel sentences of a pair's languages."""
+        return [self.sentences(pair.task, pair.encoder, lang) for lang in sum(pair.langs(), ())]
+
+    def about(self, pair, models, records):
+        """{"xlrs": that of each of some models by name, "way": what the source model's records say}."""
+        (langs, _), tgt = pair.langs(), pair.tgt
+        way = [{"step": record["step"], "mean": record["mean"], **record["watched"][tgt]}
+               for record in records if tgt in record.get("watched", ())]
+        found = {name: self.xlrs(model, pair, langs, tgt) for name, model in models.items()}
+        return {"xlrs": found, "way": way}
 
 # ----------------------------------------------------------------------------------------------- selection
 

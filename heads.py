@@ -1,4 +1,4 @@
-"""The model, an encoder and what stands on it: linear and biaffine heads, tree decoding, and the scores.
+"""The model, an encoder and a head on it, as a point of the plane; tree decoding, and the scores.
 
 A head sees only what was read: h (B, N, H), the encoder's last states at N read positions of B windows.
 It gives `loss(h, batch)`, a scalar, and `predict(h, batch)`, integers (B, N, K). Scores are counts on the
@@ -9,6 +9,7 @@ import copy
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from torch.func import functional_call
 
 from results import KitError
 from train import autocast
@@ -119,6 +121,51 @@ class Model(nn.Module):
             states[batch] = self.read(batch)
         with torch.autocast(states[batch].device.type, enabled=False):
             return self.head.predict(states[batch], batch)
+
+class Plane:
+    """A model as a function of a point in the plane of three corners; the module itself is never changed.
+    The corners are the rows of one matrix (3, P); a point is one product with it, written into one vector
+    (P,), whose views by parameter name were made once. Parameters outside `part` stay those of `both`
+    (footnote 2), buffers are the module's own, and a tied parameter moves under all its names."""
+
+    def __init__(self, model, corners, part="all"):
+        """corners: the parameters {name: tensor} of both, source and target, one after the other."""
+        self.model, device = model.eval(), next(model.parameters()).device
+        parameters = dict(model.named_parameters())
+        moving = [name for name in parameters if part == "all" or name.startswith(part + ".")]
+        sizes = [parameters[name].numel() for name in moving]
+        self.corners = torch.empty(3, sum(sizes), device=device)
+        self.theta = torch.empty(sum(sizes), device=device)
+        self.views = {name: view.view(parameters[name].shape)
+                      for name, view in zip(moving, self.theta.split(sizes))}
+        self.states = {} if part == "head" else None   # of the encoder, which then are those of all points
+        for number, corner in enumerate(corners):
+            for name, piece in zip(moving, self.corners[number].split(sizes)):
+                piece.copy_(corner[name].flatten())
+            if number == 0:
+                self.views |= {name: corner[name].to(device) for name in parameters if name not in moving}
+
+    def move(self, a1, a2):
+        """To both + a1 d_src + a2 d_tgt (Eq. 3), each time from the corners, and exact at each of them."""
+        weights = self.corners.new_tensor([1 - a1 - a2, a1, a2])   # (3,)
+        torch.mv(self.corners.T, weights, out=self.theta)
+
+    def __call__(self, batch):
+        more = () if self.states is None else (self.states,)
+        return functional_call(self.model, self.views, (batch, *more))
+
+    def geometry(self):
+        """Norms of d_src and d_tgt, their ratio, and the angle between them in degrees (App. B); float64."""
+        sums = torch.zeros(3, dtype=torch.float64)
+        for both, src, tgt in self.corners.split(1 << 22, dim=1):   # in pieces: float64 takes twice the room
+            d_src, d_tgt = src.double() - both.double(), tgt.double() - both.double()
+            sums += torch.stack([d_src @ d_src, d_tgt @ d_tgt, d_src @ d_tgt]).cpu()
+        norm_src, norm_tgt = sums[0].sqrt().item(), sums[1].sqrt().item()
+        ratio = angle = None
+        if norm_src and norm_tgt:
+            cosine = sums[2].item() / norm_src / norm_tgt
+            ratio, angle = norm_src / norm_tgt, math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+        return {"norm_src": norm_src, "norm_tgt": norm_tgt, "norm_ratio": ratio, "angle": angle}
 
 def variational_dropout(x, p, training):
     """Drop features of x (B, N, D) with probability p, the same ones at all N positions of a sequence."""
@@ -447,5 +494,3 @@ def attachment(pred, dev):
     head = scored & (pred[:, 0] == dev.gold[:, 0])
     las, total = (head & (pred[:, 1] == dev.gold[:, 1])).sum(), scored.sum() + dev.lost
     return torch.stack([torch.stack([las, total]), torch.stack([head.sum(), total])])
-
-SCORES = {"accuracy": accuracy, "span F1": span_f1, "LAS": attachment}   # by a task's first metric

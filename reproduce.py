@@ -28,21 +28,47 @@ from results import FORMAT, KitError, UnitError
 
 class Task(NamedTuple):
     """Everything that tells one task from another; its entry in TASKS is all there is to add."""
-    metrics: tuple   # the scores by name, the task's own first: it names the function in heads.SCORES
+    metrics: tuple   # the scores by name, the task's own first
     source: object   # (folder, lang, split) -> the file, as a data.Source
     read: object     # (path, lang) -> examples
     encode: object   # (examples, tokenizer, split, label) -> data.Encoded
-    labels: tuple
-    head: str        # a class in heads; Generator: of generate, for what writes
+    labels: tuple    # none of what writes
+    load: object     # (name, precision) -> the pretrained heads.Encoder
+    build: object    # (heads.Encoder, labels, ids) -> the model, with these rows of its embedding; None: all
+    count: object    # (predictions, dev set, lang, languages) -> counts (metrics, 2), right and of all;
+                     # languages() gives the generate.Languages that tell in which language a text is
+    parts: tuple = ("encoder", "head")   # with which names of parameters begin
+
+    @property
+    def writes(self):
+        """Whether its answers are texts, which an encoder-decoder writes."""
+        return "decoder" in self.parts
+
+# Modules whose import takes seconds are looked up when a function is called, so that --help is quick.
+def reads_with(head, count):
+    """What an encoder with a class of heads.py on it needs of a Task's entry; count: a function there."""
+    return (lambda name, precision: heads.load_encoder(name, precision),
+            lambda encoder, labels, ids: heads.Model(encoder, getattr(heads, head), len(labels), ids),
+            lambda found, dev, lang, languages: getattr(heads, count)(found, dev))
+
+def writes_with(count):
+    """The same for an encoder-decoder; count: a function of generate.py."""
+    return (lambda name, precision: generate.load_generator(name),
+            lambda encoder, labels, ids: generate.Generator(encoder),   # tied to its outputs: all rows move
+            lambda found, dev, lang, languages: getattr(generate, count)(found, dev, lang, languages()),
+            ("encoder", "decoder"))
 
 TASKS = {
-    "xnli": Task(("accuracy",), data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI, "Linear"),
-    "ner": Task(("span F1",), data.ner_file, data.read_ner, data.encode_words, data.BIO, "Linear"),
-    "pos": Task(("accuracy",), data.ud_file, data.read_pos, data.encode_words, data.UPOS, "Linear"),
+    "xnli": Task(("accuracy",), data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI,
+                 *reads_with("Linear", "accuracy")),
+    "ner": Task(("span F1",), data.ner_file, data.read_ner, data.encode_words, data.BIO,
+                *reads_with("Linear", "span_f1")),
+    "pos": Task(("accuracy",), data.ud_file, data.read_pos, data.encode_words, data.UPOS,
+                *reads_with("Linear", "accuracy")),
     "parsing": Task(("LAS", "UAS"), data.ud_file, data.read_trees, data.encode_trees, data.RELATIONS,
-                    "Biaffine"),
+                    *reads_with("Biaffine", "attachment")),
     "title": Task(("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file,
-                  data.read_titles, data.encode_titles, (), "Generator"),
+                  data.read_titles, data.encode_titles, (), *writes_with("scores")),
 }
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
@@ -68,10 +94,6 @@ DEV_SCORINGS = 4                                                        # an epo
 PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
 LINE = sorted([*PLANE, 0.025, 0.05, 0.075, 0.125, 0.15, 0.175,
                0.825, 0.85, 0.875, 0.925, 0.95, 0.975])                                       # footnote 5
-
-def writes(task):
-    """Whether a task's answers are texts, which an encoder-decoder writes."""
-    return TASKS[task].head == "Generator"
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -167,15 +189,16 @@ def check_arguments(args):
     for name in ("task", "src", "tgt"):
         if not getattr(args, name):
             raise KitError(f"--{name} is missing: name one or more, or use --demo or --paper")
-    generated = [writes(task) for task in args.task]
+    generated = [TASKS[task].writes for task in args.task]
     if args.demo and {*generated} != {args.demo == "generation"}:
         raise KitError("--task title is there in --demo generation, which has no other task")
     if len(args.limit or ()) > 2:
         raise KitError("--limit takes one number, or two: of training and of dev sentences.")
     if args.select == "xlrs" and args.parallel is None:
         raise KitError("--select xlrs needs --parallel")
-    if args.part == "head" and any(generated) or args.part == "decoder" and not all(generated):
-        raise KitError(f"--part {args.part}: the task title has no head, but a decoder, all others a head")
+    for task in args.task:
+        if args.part not in ("all", *TASKS[task].parts):
+            raise KitError(f"--part {args.part}: task {task} has {' and '.join(TASKS[task].parts)}")
     sides = [side.split("+") for side in args.src]
     if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
         raise KitError(f"--src {twice[0]} names a language twice")
@@ -215,7 +238,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.func import functional_call
 from tqdm import tqdm
 
 import demo
@@ -227,8 +249,6 @@ import pretrain
 import results
 from heads import label
 from train import Settings, train
-
-SCORES = heads.SCORES | generate.SCORES   # by a task's first metric
 
 # ---- plan -------------------------------------------------------------------------------------------------
 
@@ -299,7 +319,8 @@ def scratch(args, kind, task, src, tgt):
     """The encoders that are pretrained for a pair, one for each --align (pretrain.Scratch)."""
     texts = demo.texts(args.out, args.demo, src, tgt) if args.demo else args.text
     align = [0.0] if args.demo == "ingredients" and tgt not in demo.ALIGNED else args.align
-    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align, writes(task))
+    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align,
+                            TASKS[task].writes)
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
@@ -355,22 +376,11 @@ def dry_run(args, models, pairs):
 
 # ---- run --------------------------------------------------------------------------------------------------
 
-class Run:
-    """What the phases of a run share: settings, processes, device, and what was loaded or encoded before."""
+class Corpora:
+    """The corpora of a run: their files, and what is encoded of them, on the device."""
 
-    def __init__(self, args):
-        self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
-        self.faults = []   # tracebacks of what the kit did wrong, for the end
-        on_gpu = self.device.type == "cuda"
-        args.precision = args.precision or usual_precision(self.device)
-        # bf16 would blur a grid, tf32 change the order of some points: REFERENCE.md has a table.
-        self.scored_in = "fp32"
-        torch.set_float32_matmul_precision("highest")
-        self.subwords = 16384 if on_gpu else 2560   # of a dev batch; halved where memory runs out
-        self.waste = math.inf if on_gpu else 64     # of them padding: on a CPU more costs more than a batch
-        self.watch = generate.Watch(self, pairs_of(args))
-        if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
+    def __init__(self, args, device):
+        self.args, self.device = args, device
 
     def source(self, task, lang, split):
         """The data.Source of a language's file; a derived language has the files of its base."""
@@ -378,26 +388,19 @@ class Run:
 
     def orders(self, lang):
         """The Sources of the treebanks from which a derived language has its order."""
-        steps = [step.split("-", 1) for step in derive.parse(lang)[1]]
-        return [data.ud_file(self.args.data, other[0], "train") for kind, *other in steps if kind == "syntax"]
+        derivations = [name.split("-", 1) for name in derive.parse(lang)[1]]
+        return [data.ud_file(self.args.data, other[0], "train")
+                for kind, *other in derivations if kind == "syntax"]
+
+    @lru_cache(maxsize=None)
+    def digests(self, task, lang):
+        """SHA-256 of a language's train and dev file, and of the treebank that its order is from."""
+        sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
+        return [data.sha256(source.path.read_bytes()) for source in sources]
 
     def encoder(self, task, name):
-        """The pretrained heads.Encoder of a task."""
-        if writes(task):
-            return generate.load_generator(name)
-        return heads.load_encoder(name, self.args.precision)
-
-    @lru_cache(maxsize=64)
-    def examples(self, task, encoder, lang, split):
-        """A corpus file as an Encoded set on the device."""
-        t, (base, steps), encoder = TASKS[task], derive.parse(lang), self.encoder(task, encoder)
-        read, path, encode = self.reader(task, lang), self.source(task, lang, split).path, t.encode
-        limit = self.args.limit and self.args.limit[0 if split == "train" else -1]
-        encoded = data.load(path, base, split, read, encode, encoder.tokenizer, limit)
-        if steps:
-            rows = encoder.model.config.vocab_size
-            encoded = derive.derive(encoded, steps, encoder.tokenizer, rows, t.labels)
-        return encoded.to(self.device)
+        """The pretrained heads.Encoder of a task, by its name."""
+        return TASKS[task].load(name, self.args.precision)
 
     def reader(self, task, lang):
         """The task's reader, for sentences in the order of another language where the name says so."""
@@ -409,63 +412,39 @@ class Run:
             read = derive.reader(read, derive.preference(source.path))
         return read
 
-    @lru_cache(maxsize=None)
-    def digests(self, task, lang):
-        """SHA-256 of a language's train and dev file, and of the treebank that its order is from."""
-        sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
-        return [data.sha256(source.path.read_bytes()) for source in sources]
+    @lru_cache(maxsize=64)
+    def examples(self, task, encoder, lang, split):
+        """A corpus file as an Encoded set on the device; encoder: its name."""
+        (base, derivations), loaded = derive.parse(lang), self.encoder(task, encoder)
+        read, path = self.reader(task, lang), self.source(task, lang, split).path
+        limit = self.args.limit and self.args.limit[0 if split == "train" else -1]
+        encoded = data.load(path, base, split, read, TASKS[task].encode, loaded.tokenizer, limit)
+        if derivations:
+            rows = loaded.model.config.vocab_size
+            encoded = derive.derive(encoded, derivations, loaded.tokenizer, rows, TASKS[task].labels)
+        return encoded.to(self.device)
 
-    def model(self, unit, sets=None, ids=()):
-        """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1).
-        sets: the Encoded sets it will read. Its embedding has rows for their subwords and for those in ids, a
-        list of tensors (M,); no other row would move, so scores stay as they are. None: it has all rows."""
-        task, encoder = TASKS[unit.task], self.encoder(unit.task, unit.encoder)
-        if writes(unit.task):   # the output layer is tied to the embedding: all rows move
-            return generate.Generator(encoder).to(self.device)
-        ids = None if sets is None else torch.cat([*(encoded.used() for encoded in sets), *ids])
-        torch.manual_seed(unit.seed)   # of the head
-        head = getattr(heads, task.head)
-        return heads.Model(encoder, head, len(task.labels), ids).to(self.device)
+class Scorer:
+    """The one way a model is scored, anywhere: on a language's whole dev set, in file order."""
 
-    def finetuned(self, unit, sets):
-        """The model of a Finetuned for some Encoded sets, in eval mode."""
-        trained = self.trained(unit)
-        model = self.model(unit, sets, heads.rows_of(trained)).eval().requires_grad_(False)
-        whole = self.encoder(unit.task, unit.encoder).model
-        model.load_state_dict(heads.spread(model, trained, whole), strict=False)   # buffers are its own
-        return model
-
-    def plane(self, pair):
-        """The Plane of a Pair; of its three models one is in memory beside it at a time."""
-        sets = [self.examples(pair.task, pair.encoder, lang, "dev") for lang in sum(pair.langs(), ())]
-        units, whole = pair.models(), self.encoder(pair.task, pair.encoder).model
-        ids = [heads.rows_of(results.load_tensors(unit.path(self.args.out), ".ids")[1]) for unit in units]
-        model = self.model(pair, sets, sum(ids, []))
-        corners = (heads.spread(model, self.trained(unit), whole) for unit in units)
-        return Plane(model, corners, self.args.part)
-
-    def trained(self, unit):
-        """{name: parameter} of a Finetuned as it is saved, on the CPU. Raises KitError if it is not that."""
-        path = unit.path(self.args.out)
-        about, tensors = results.load_tensors(path)
-        if results.digest(tensors) != about.get("digest"):
-            raise KitError(f"{path} does not hold the parameters it was saved with: "
-                           "delete it and run the same command again.")
-        return tensors
+    def __init__(self, corpora, ranks):
+        self.corpora, self.ranks = corpora, ranks
+        on_gpu = corpora.device.type == "cuda"
+        self.subwords = 16384 if on_gpu else 2560   # of a batch; halved where memory runs out
+        self.waste = math.inf if on_gpu else 64     # of them padding: on a CPU more costs more than a batch
 
     @torch.no_grad()
     def score(self, predict, unit, lang, langs=()):
-        """{metric: score from 0 to 100} on a language's dev set: the one way a model is scored, anywhere.
+        """{metric: score from 0 to 100} on a language's dev set.
         predict: a model in eval mode or a Plane, a function from a Batch to predictions (B, N, K); unit: a
         Finetuned or a Pair; langs: those among which the language of what is written is told."""
-        metrics, dev = TASKS[unit.task].metrics, self.examples(unit.task, unit.encoder, lang, "dev")
-        count = SCORES[metrics[0]]
-        if writes(unit.task):
-            count = partial(count, lang=lang, languages=self.languages(unit.task, tuple(sorted(langs))))
+        task, dev = TASKS[unit.task], self.corpora.examples(unit.task, unit.encoder, lang, "dev")
+        languages = partial(self.languages, unit.task, tuple(sorted(langs)))
         while True:
             try:
-                counts = count(self.predictions(predict, dev), dev).tolist()
-                return {name: round(100 * got / max(1, of), 4) for name, (got, of) in zip(metrics, counts)}
+                counts = task.count(self.predictions(predict, dev), dev, lang, languages).tolist()
+                return {name: round(100 * got / max(1, of), 4)
+                        for name, (got, of) in zip(task.metrics, counts, strict=True)}
             except (RuntimeError, MemoryError) as e:
                 if not results.out_of_memory(e) or self.subwords < 64:
                     raise
@@ -479,16 +458,6 @@ class Run:
                 for metric in TASKS[pair.task].metrics}
         return mean, each
 
-    @lru_cache(maxsize=None)
-    def languages(self, task, langs):
-        """What tells some languages apart, from their training examples (generate.Languages)."""
-        found = generate.Languages({lang: TASKS[task].read(self.source(task, lang, "train").path, lang)
-                                    for lang in langs})
-        if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
-            for said in found.describe():
-                self.ranks.say(f"{task}: {said}")
-        return found
-
     def predictions(self, predict, dev):
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
         made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste)]
@@ -496,6 +465,67 @@ class Run:
         for rows, labels in made:
             found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
         return found[:-1]
+
+    @lru_cache(maxsize=None)
+    def languages(self, task, langs):
+        """What tells some languages apart, from their training examples (generate.Languages)."""
+        read, source = TASKS[task].read, self.corpora.source
+        found = generate.Languages({lang: read(source(task, lang, "train").path, lang) for lang in langs})
+        if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
+            for said in found.describe():
+                self.ranks.say(f"{task}: {said}")
+        return found
+
+class Run:
+    """What the phases of a run share: settings, processes, device, corpora, scorer, and its models."""
+
+    def __init__(self, args):
+        self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
+        self.faults = []   # tracebacks of what the kit did wrong, for the end
+        args.precision = args.precision or usual_precision(self.device)
+        # bf16 would blur a grid, tf32 change the order of some points: REFERENCE.md has a table.
+        self.scored_in = "fp32"
+        torch.set_float32_matmul_precision("highest")
+        if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
+        self.corpora = Corpora(args, self.device)
+        self.scorer = Scorer(self.corpora, self.ranks)
+        self.watch = generate.Watch(args.parallel, pairs_of(args), self.corpora, self.scorer)
+
+    def model(self, unit, sets=None, ids=()):
+        """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1).
+        sets: the Encoded sets it will read. Its embedding has rows for their subwords and for those in ids, a
+        list of tensors (M,); no other row would move, so scores stay as they are. None: it has all rows."""
+        encoder = self.corpora.encoder(unit.task, unit.encoder)
+        ids = None if sets is None else torch.cat([*(encoded.used() for encoded in sets), *ids])
+        torch.manual_seed(unit.seed)   # of the head
+        return TASKS[unit.task].build(encoder, TASKS[unit.task].labels, ids).to(self.device)
+
+    def finetuned(self, unit, sets):
+        """The model of a Finetuned for some Encoded sets, in eval mode."""
+        trained = self.trained(unit)
+        model = self.model(unit, sets, heads.rows_of(trained)).eval().requires_grad_(False)
+        whole = self.corpora.encoder(unit.task, unit.encoder).model
+        model.load_state_dict(heads.spread(model, trained, whole), strict=False)   # buffers are its own
+        return model
+
+    def plane(self, pair):
+        """The heads.Plane of a Pair; of its three models one is in memory beside it at a time."""
+        dev = [self.corpora.examples(pair.task, pair.encoder, lang, "dev") for lang in sum(pair.langs(), ())]
+        units, whole = pair.models(), self.corpora.encoder(pair.task, pair.encoder).model
+        ids = [heads.rows_of(results.load_tensors(unit.path(self.args.out), ".ids")[1]) for unit in units]
+        model = self.model(pair, dev, sum(ids, []))
+        corners = (heads.spread(model, self.trained(unit), whole) for unit in units)
+        return heads.Plane(model, corners, self.args.part)
+
+    def trained(self, unit):
+        """{name: parameter} of a Finetuned as it is saved, on the CPU. Raises KitError if it is not that."""
+        path = unit.path(self.args.out)
+        about, tensors = results.load_tensors(path)
+        if results.digest(tensors) != about.get("digest"):
+            raise KitError(f"{path} does not hold the parameters it was saved with: "
+                           "delete it and run the same command again.")
+        return tensors
 
 def usual_precision(device):
     """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
@@ -526,11 +556,12 @@ def finetune(run, unit):
             results.check_same(config, results.load_tensors(path, None)[0]["config"], path)
             results.clear(path.parent)
             return run.ranks.say(f"{unit}: already trained, in {path.parent}")
-        train_sets = {lang: run.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
-        dev_sets = [run.examples(unit.task, unit.encoder, lang, "dev") for lang in unit.langs]
+        examples = partial(run.corpora.examples, unit.task, unit.encoder)
+        train_sets = {lang: examples(lang, "train") for lang in unit.langs}
+        dev_sets = [examples(lang, "dev") for lang in unit.langs]
         model = run.model(unit, [*train_sets.values(), *dev_sets, *run.watch.sets(unit)])
-        waste = math.inf if writes(unit.task) else run.waste
-        sizes = tuple((lang, len(examples)) for lang, examples in train_sets.items())
+        waste = math.inf if TASKS[unit.task].writes else run.scorer.waste
+        sizes = tuple((lang, len(windows)) for lang, windows in train_sets.items())
         per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
         scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
         chosen = Settings(steps=per_epoch * config["epochs"], lr=config["lr"], seed=unit.seed,
@@ -546,7 +577,7 @@ def finetune(run, unit):
             return [train_sets[lang].batch(part, packed) for part in parts]
 
         def evaluate(records):
-            scores = {lang: run.score(model, unit, lang, unit.langs) for lang in unit.langs}
+            scores = {lang: run.scorer.score(model, unit, lang, unit.langs) for lang in unit.langs}
             own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
             record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
             return record, generate.choose([*records, record], run.args.select) is record
@@ -555,7 +586,7 @@ def finetune(run, unit):
         kept, best = train(model, batches, evaluate, chosen, config | {"rows": rows}, journal, str(unit),
                            run.ranks)
         best = heads.moved(model, {name: value.cpu() for name, value in best.items()},
-                           run.encoder(unit.task, unit.encoder).model)
+                           run.corpora.encoder(unit.task, unit.encoder).model)
         results.save_tensors(path, best, {"config": config, "digest": results.digest(best), **kept})
         results.clear(path.parent)
     run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {chosen.steps} steps, "
@@ -565,8 +596,8 @@ def model_config(run, unit):
     """Everything that decides a model's parameters, so that a file made otherwise is never taken for it."""
     return {"format": FORMAT, "task": unit.task, "encoder": label(unit.encoder), "langs": list(unit.langs),
             "seed": unit.seed, **settings(run.args, unit),
-            "encoder_digest": run.encoder(unit.task, unit.encoder).digest,
-            "data": {lang: run.digests(unit.task, lang) for lang in unit.langs}}
+            "encoder_digest": run.corpora.encoder(unit.task, unit.encoder).digest,
+            "data": {lang: run.corpora.digests(unit.task, lang) for lang in unit.langs}}
 
 @lru_cache(maxsize=1)
 def batch_order(sizes, batch_size, seed, epoch):
@@ -578,53 +609,6 @@ def batch_order(sizes, batch_size, seed, epoch):
         shuffled = rng.permutation(size)
         batches += [(lang, shuffled[first:first + batch_size]) for first in range(0, size, batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-# ---- interpolate ------------------------------------------------------------------------------------------
-
-class Plane:
-    """A model as a function of a point in the plane of three corners; the module itself is never changed.
-    The corners are the rows of one matrix (3, P); a point is one product with it, written into one vector
-    (P,), whose views by parameter name were made once. Parameters outside `part` stay those of `both`
-    (footnote 2), buffers are the module's own, and a tied parameter moves under all its names."""
-
-    def __init__(self, model, corners, part="all"):
-        """corners: the parameters {name: tensor} of both, source and target, one after the other."""
-        self.model, device = model.eval(), next(model.parameters()).device
-        parameters = dict(model.named_parameters())
-        moving = [name for name in parameters if part == "all" or name.startswith(part + ".")]
-        sizes = [parameters[name].numel() for name in moving]
-        self.corners = torch.empty(3, sum(sizes), device=device)
-        self.theta = torch.empty(sum(sizes), device=device)
-        self.views = {name: view.view(parameters[name].shape)
-                      for name, view in zip(moving, self.theta.split(sizes))}
-        self.states = {} if part == "head" else None   # of the encoder, which then are those of all points
-        for number, corner in enumerate(corners):
-            for name, piece in zip(moving, self.corners[number].split(sizes)):
-                piece.copy_(corner[name].flatten())
-            if number == 0:
-                self.views |= {name: corner[name].to(device) for name in parameters if name not in moving}
-
-    def move(self, a1, a2):
-        """To both + a1 d_src + a2 d_tgt (Eq. 3), each time from the corners, and exact at each of them."""
-        weights = self.corners.new_tensor([1 - a1 - a2, a1, a2])   # (3,)
-        torch.mv(self.corners.T, weights, out=self.theta)
-
-    def __call__(self, batch):
-        more = () if self.states is None else (self.states,)
-        return functional_call(self.model, self.views, (batch, *more))
-
-    def geometry(self):
-        """Norms of d_src and d_tgt, their ratio, and the angle between them in degrees (App. B); float64."""
-        sums = torch.zeros(3, dtype=torch.float64)
-        for both, src, tgt in self.corners.split(1 << 22, dim=1):   # in pieces: float64 takes twice the room
-            d_src, d_tgt = src.double() - both.double(), tgt.double() - both.double()
-            sums += torch.stack([d_src @ d_src, d_tgt @ d_tgt, d_src @ d_tgt]).cpu()
-        norm_src, norm_tgt = sums[0].sqrt().item(), sums[1].sqrt().item()
-        ratio = angle = None
-        if norm_src and norm_tgt:
-            cosine = sums[2].item() / norm_src / norm_tgt
-            ratio, angle = norm_src / norm_tgt, math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-        return {"norm_src": norm_src, "norm_tgt": norm_tgt, "norm_ratio": ratio, "angle": angle}
 
 # ---- evaluate ---------------------------------------------------------------------------------------------
 
@@ -643,30 +627,30 @@ def evaluate(run, pair):
             return
         plane = run.plane(pair)
         if not past:
-            header |= about_dev(run, pair) | run.watch.about(pair)
+            header |= about_dev(run, pair) | about_watch(run, pair)
             results.append_line(f, header | plane.geometry())
         for a1, a2 in tqdm(todo, str(pair), unit="point", leave=False, disable=run.ranks.quiet):
             plane.move(a1, a2)
-            (src, each), (tgt, _) = (run.side(plane, pair, langs) for langs in pair.langs())
+            (src, each), (tgt, _) = (run.scorer.side(plane, pair, langs) for langs in pair.langs())
             line = {"a1": a1, "a2": a2, "src": src, "tgt": tgt} | ({"each": each} if len(each) > 1 else {})
-            if writes(pair.task) and (a1, a2) in (grids.BOTH, grids.SRC):
-                dev = run.examples(pair.task, pair.encoder, pair.tgt, "dev")
+            if TASKS[pair.task].writes and (a1, a2) in (grids.BOTH, grids.SRC):
+                dev = run.corpora.examples(pair.task, pair.encoder, pair.tgt, "dev")
                 line["written"] = generate.examples(plane, dev)
             results.append_line(f, line)
     run.ranks.say(f"{pair}: {len(todo)} points, {time.time() - began:.0f} s")
 
 def grid_header(run, pair):
     """The first line of a pair's file, without what has to be computed."""
-    models = {}
+    models, corpora, langs = {}, run.corpora, sum(pair.langs(), ())
     for role, unit in zip(("both", "src", "tgt"), pair.models()):
         about, _ = results.load_tensors(unit.path(run.args.out), None)
         results.check_same(model_config(run, unit), about["config"], unit.path(run.args.out))
         models[role] = about.get("digest")
     return {"format": FORMAT, "task": pair.task, "metrics": list(TASKS[pair.task].metrics),
-            "encoder": label(pair.encoder), "encoder_digest": run.encoder(pair.task, pair.encoder).digest,
+            "encoder": label(pair.encoder), "encoder_digest": corpora.encoder(pair.task, pair.encoder).digest,
             "src": pair.src, "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": LINE,
             "plane": PLANE, "scored_in": run.scored_in, "settings": settings(run.args, pair),
-            "models": models, "data": {lang: run.digests(pair.task, lang) for lang in sum(pair.langs(), ())},
+            "models": models, "data": {lang: corpora.digests(pair.task, lang) for lang in langs},
             **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
 
 def about_dev(run, pair):
@@ -676,13 +660,24 @@ def about_dev(run, pair):
     for side, langs in zip((pair.src, pair.tgt), pair.langs(), strict=True):
         shares = []
         for lang in langs:
-            examples = run.examples(pair.task, pair.encoder, lang, "dev")
+            examples = run.corpora.examples(pair.task, pair.encoder, lang, "dev")
             gold = examples.gold[:, 0][examples.gold[:, 0] >= 0]
             most = torch.bincount(gold).max().item() if TASKS[pair.task].metrics[0] == "accuracy" else 0
             shares.append(100 * most / len(gold))
             sizes[lang] = {"sentences": examples.counts["sentences"], "lost": examples.lost}
         majority[side] = round(sum(shares) / len(shares), 4)
     return {"dev": sizes, "majority": majority}
+
+def about_watch(run, pair):
+    """What a header says of --parallel: XLRS before fine-tuning and of two corners, and what was logged."""
+    if run.args.parallel is None:
+        return {}
+    both, source, _ = pair.models()
+    sets = run.watch.parallel(pair)
+    models = {"pretrained": run.model(pair, sets).eval(), "source": run.finetuned(source, sets),
+              "both": run.finetuned(both, sets)}
+    log = source.path(run.args.out).with_name("train.jsonl").read_text().splitlines()
+    return run.watch.about(pair, models, map(json.loads, log))
 
 # ---- main -------------------------------------------------------------------------------------------------
 
@@ -722,18 +717,18 @@ def check_data(run, models):
     for unit in models:
         for lang in unit.langs:
             for split in ("dev",) if unit.path(run.args.out).exists() else data.SPLITS:
-                files[unit.task, unit.encoder, lang, split] = run.source(unit.task, lang, split)
+                files[unit.task, unit.encoder, lang, split] = run.corpora.source(unit.task, lang, split)
     if run.ranks.rank == 0:   # fetched, for its digest, is also what a finished model was trained on
-        train_sets = (run.source(task, lang, "train") for task, _, lang, _ in files)
-        orders = (source for _, _, lang, _ in files for source in run.orders(lang))
+        train_sets = (run.corpora.source(task, lang, "train") for task, _, lang, _ in files)
+        orders = (source for _, _, lang, _ in files for source in run.corpora.orders(lang))
         data.fetch([*files.values(), *train_sets, *orders, *run.watch.sources()])
     run.ranks.barrier()
     run.watch.read()
     for task, encoder, lang, split in run.ranks.take(list(files)):
-        examples = run.examples(task, encoder, lang, split)
+        examples = run.corpora.examples(task, encoder, lang, split)
         base = derive.parse(lang)[0]
         said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]
-        if run.orders(lang):
+        if run.corpora.orders(lang):
             said += ", {} of {} sentences are left as they are".format(*derive.unmoved(source.path))
         run.ranks.say(f"{task:8}{lang} {split:6}{label(encoder)}: {said}")
         if note := data.departure(source, task, base, split, examples.counts["in_file"]):

@@ -53,14 +53,14 @@ def three(base, pair, **changes):
 
 def measure(run, pair, both, src, tgt):
     """A row's numbers from three corners, parameters as they are saved."""
-    whole = run.encoder(pair.task, pair.encoder).model
+    whole = run.corpora.encoder(pair.task, pair.encoder).model
     every = torch.arange(whole.get_input_embeddings().num_embeddings)
     model = run.model(pair, (), [every])   # all rows count in the length of the parameters
     both, src, tgt = (heads.spread(model, corner, whole) for corner in (both, src, tgt))
-    plane, scores = reproduce.Plane(model, (both, src, tgt)), []
+    plane, scores = heads.Plane(model, (both, src, tgt)), []
     for alpha in np.linspace(0, 1, 11):
         plane.move(1 - alpha, 0.0)
-        scores.append([next(iter(run.side(plane, pair, langs)[0].values())) for langs in pair.langs()])
+        scores.append([next(iter(run.scorer.side(plane, pair, langs)[0].values())) for langs in pair.langs()])
     scores, found = np.array(scores), plane.geometry()                              # (11, sides)
     head = sum((src[name] - both[name]).square().sum().item() for name in both if name.startswith("head."))
     whole = sum(value.square().sum().item() for value in both.values())
@@ -97,7 +97,8 @@ def rows(base, pair):
     yield "source model halfway", measure(run, pair, both, halfway, tgt)
     half = trained(base, pair.models()[0], epochs=max(1, base.args.epochs // 2))[0]
     yield "bilingual model at half the epochs", measure(run, pair, half, src, tgt)
-    more = {"limit": [MORE * base.args.limit[0], base.args.limit[-1]], "epochs": max(1, base.args.epochs // MORE)}
+    train_limit, dev_limit = base.args.limit[0], base.args.limit[-1]
+    more = {"limit": [MORE * train_limit, dev_limit], "epochs": max(1, base.args.epochs // MORE)}
     found = [each for each, _, _ in three(base, pair, **more)]
     yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
         run, pair, *found)

@@ -49,11 +49,11 @@ def scored(run, plane, pair, bits=None):
     """(predictions of both dev sets in one vector, scores of both sides)."""
     labels, scores = [], []
     for (lang,) in pair.langs():
-        dev = run.examples(pair.task, pair.encoder, lang, "dev")
+        dev = run.corpora.examples(pair.task, pair.encoder, lang, "dev")
         with Rounded(bits) if bits else torch.no_grad():
-            found = run.predictions(plane, dev)
+            found = run.scorer.predictions(plane, dev)
         labels.append(found[dev.gold[:, 0] >= 0].flatten())
-        got, of = reproduce.SCORES[reproduce.TASKS[pair.task].metrics[0]](found, dev)[0].tolist()
+        got, of = reproduce.TASKS[pair.task].count(found, dev, lang, None)[0].tolist()
         scores.append(100 * got / max(1, of))
     return torch.cat(labels), scores
 

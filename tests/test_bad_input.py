@@ -96,7 +96,8 @@ def again(kit):
 
 @pytest.mark.parametrize("flags, words", [
     ("--src en --tgt en", "--src|--tgt|en|two languages"), ("--limit 0", "--limit|'0'|at least 1"),
-    ("--limit 1.5", "--limit|'1.5'"), ("--seeds 1 -1", "--seeds|'-1'|at least 0"),
+    ("--limit 1.5", "--limit|'1.5'"), ("--limit 1 2 3", "--limit|one number, or two"),
+    ("--seeds 1 -1", "--seeds|'-1'|at least 0"),
     ("--seeds " + "9" * 40, "--seeds|999"), ("--seeds one", "--seeds|'one'"),
     ("--epochs 0", "--epochs|'0'|at least 1"), ("--batch-size -3", "--batch-size|'-3'"),
     ("--lr nan", "--lr|'nan'"), ("--lr inf", "--lr|'inf'"), ("--lr 0", "--lr|'0'"),
@@ -322,7 +323,7 @@ def test_a_last_step_that_spoils_the_parameters_is_a_loss_that_is_no_number(kit,
 # ---- result files -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, words", [
-    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit None|20"),
+    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=[20]), "limit None|20"),
     (dict(batch_size=4), "batch_size 8|4"), (dict(precision="bf16"), "precision fp32|bf16")])
 def test_results_made_with_other_settings_are_refused_by_name(again, options, words):
     again.refuses(f"model.safetensors|{words}|--out", **options)

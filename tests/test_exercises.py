@@ -39,7 +39,7 @@ import reproduce
 
 def outputs(model, corners, a1, a2, inputs):
     model.size = sum(value.numel() for value in model.parameters())
-    plane = reproduce.Plane(model, corners)
+    plane = heads.Plane(model, corners)
     plane.move(a1, a2)
     return plane(inputs)
 """,

@@ -17,7 +17,7 @@ import data
 import generate
 import heads
 import results
-from reproduce import Plane
+from heads import Plane
 from results import KitError
 from train import Settings, train
 

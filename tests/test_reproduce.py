@@ -101,18 +101,18 @@ def test_all_models_of_a_seed_start_alike_head_included_and_share_nothing(make):
     seed2 = run.model(pair_of(run)._replace(seed=2))
     assert torch.equal(*(next(model.encoder.parameters()) for model in (one, seed2)))
     assert not torch.equal(seed2.head.out.weight, one.head.out.weight)
-    before = run.score(one.eval(), pair_of(run), "en")
+    before = run.scorer.score(one.eval(), pair_of(run), "en")
     with torch.no_grad():
         for p in other.parameters():
             p.add_(1.0)
-    assert run.score(one.eval(), pair_of(run), "en") == before
+    assert run.scorer.score(one.eval(), pair_of(run), "en") == before
 
 def test_a_training_is_plain_pytorch(make):
     """A second loop, written as in any tutorial, ends with the same parameters."""
     run = make()
     unit = pair_of(run).models()[1]
     r.finetune(run, unit)
-    model, examples = run.model(unit).train(), run.examples("pos", unit.encoder, "en", "train")
+    model, examples = run.model(unit).train(), run.corpora.examples("pos", unit.encoder, "en", "train")
     adam, order = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99)), (("en", len(examples)),)
     log, passed = lines(unit.path(run.args.out).with_name("train.jsonl")), {}
     assert [scored["step"] for scored in log] == [2, 3, 4, 5]
@@ -130,7 +130,7 @@ def test_a_training_is_plain_pytorch(make):
     assert found.keys() == best.keys()
     for name, p in (found | {f"{WORDS}.weight": weight}).items():   # a key's bias: rounding is its gradient
         assert "key.bias" in name or torch.allclose(best[name], p, atol=1e-5), name
-    assert run.score(model.eval(), unit, "en") == log[-1]["score"]["en"]
+    assert run.scorer.score(model.eval(), unit, "en") == log[-1]["score"]["en"]
 
 WORDS = "encoder.embeddings.word_embeddings"
 
@@ -153,7 +153,7 @@ def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
     (header, points, logs, saved, plane), (wanted, points_too, logs_too, saved_too, plane_too) = found
     assert points == points_too and logs == logs_too
     for rows, parameters in zip(saved, saved_too):
-        weight = run.encoder(task, str(encoder)).model.get_input_embeddings().weight.detach().clone()
+        weight = run.corpora.encoder(task, str(encoder)).model.get_input_embeddings().weight.detach().clone()
         ids = rows.pop(f"{WORDS}.ids")
         assert 3 < len(ids) < len(weight) - 3   # some were read, some were not
         weight[ids] = rows[f"{WORDS}.weight"]
@@ -190,7 +190,8 @@ def test_training_learns_and_logs_each_dev_scoring(make):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_cut_into_parts_has_the_same_gradient(make, task):
     run = make(task=task)
-    model, examples = run.model(pair_of(run)).eval(), run.examples(task, run.args.encoder[0], "en", "train")
+    model = run.model(pair_of(run)).eval()
+    examples = run.corpora.examples(task, run.args.encoder[0], "en", "train")
     gradients, fake = [], Mock(model=model, device=run.device, settings=train.Settings(1, 1.0, [1]),
                                scaler=torch.amp.GradScaler(enabled=False))
     for parts in (1, 3, 8):
@@ -201,7 +202,7 @@ def test_a_batch_cut_into_parts_has_the_same_gradient(make, task):
     assert all(torch.allclose(found, gradients[0], atol=1e-5) for found in gradients) and gradients[0].any()
 
 def test_memory_that_runs_out_means_smaller_parts_and_not_another_experiment(make, monkeypatch):
-    run, loss, predictions, room = make(), heads.Model.loss, r.Run.predictions, 2
+    run, loss, predictions, room = make(), heads.Model.loss, r.Scorer.predictions, 2
 
     def tight(self, batch):
         if len(batch.ids) > room:
@@ -214,9 +215,9 @@ def test_memory_that_runs_out_means_smaller_parts_and_not_another_experiment(mak
         return predictions(self, predict, dev)
 
     monkeypatch.setattr(heads.Model, "loss", tight)
-    monkeypatch.setattr(r.Run, "predictions", tight_dev)
+    monkeypatch.setattr(r.Scorer, "predictions", tight_dev)
     _, points = whole(run)
-    assert len(points) == 65 and run.subwords == 80
+    assert len(points) == 65 and run.scorer.subwords == 80
     other, room = make("--out", run.args.out + "2"), 0
     unit = pair_of(other).models()[0]
     r.attempt(other, unit, r.finetune, unit.path(other.args.out).with_name("failed.json"))
@@ -254,7 +255,7 @@ def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind, setti
     both, src, tgt = ({name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()}
                       for _ in range(3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plane = r.Plane(model, (both, src, tgt))
+    plane = heads.Plane(model, (both, src, tgt))
     assert len(model.state_dict()) > len(both)        # a buffer and a tied parameter
     for a1, a2 in ((0, 0), (1, 0), (0, 1), (0.3, -0.5), (1.5, 0.7)):
         plane.move(a1, a2)
@@ -271,9 +272,9 @@ def test_norms_and_angle_by_hand(make):
     both, bias = {name: p.detach() for name, p in model.named_parameters()}, "head.out.bias"
     src = both | {bias: both[bias] + torch.tensor([3.0] + [0.0] * 16)}
     tgt = both | {bias: both[bias] + torch.tensor([2.0, 2.0] + [0.0] * 15)}
-    assert r.Plane(model, (both, src, tgt)).geometry() == pytest.approx(
+    assert heads.Plane(model, (both, src, tgt)).geometry() == pytest.approx(
         {"norm_src": 3, "norm_tgt": 8 ** 0.5, "norm_ratio": 3 / 8 ** 0.5, "angle": 45}, rel=1e-5)
-    assert r.Plane(model, (both, both, tgt)).geometry()["angle"] is None
+    assert heads.Plane(model, (both, both, tgt)).geometry()["angle"] is None
 
 def test_neighbouring_points_differ_as_fp32_says_also_when_training_is_in_bf16(make):
     """Weights of .04, displacements of 3e-4, as lr 2e-5 gives: in bf16 most would not move between points."""
@@ -283,11 +284,11 @@ def test_neighbouring_points_differ_as_fp32_says_also_when_training_is_in_bf16(m
     torch.manual_seed(0)
     both = {name: 0.04 * torch.randn_like(p) for name, p in model.named_parameters()}
     src = {name: p + 3e-4 * torch.randn_like(p) for name, p in both.items()}
-    plane, seen, flat = r.Plane(model, (both, src, both)), [], torch.nn.utils.parameters_to_vector
+    plane, seen, flat = heads.Plane(model, (both, src, both)), [], torch.nn.utils.parameters_to_vector
     model.register_forward_pre_hook(lambda module, _: seen.append(flat(module.parameters()).detach().clone()))
     for a1 in (0.5, 0.475):
         plane.move(a1, 0.0)
-        run.score(plane, pair_of(run), "en")
+        run.scorer.score(plane, pair_of(run), "en")
     first, last = seen[0], seen[-1]
     moved = 0.025 * (flat(src.values()) - flat(both.values()))
     assert first.dtype == torch.float32 and ((first - last).abs() > 0).float().mean() > 0.9
@@ -306,9 +307,9 @@ def test_grid_scores_at_the_corners_are_the_models_own_whatever_the_batches(make
     assert len(points) == 65
     pair = pair_of(run)
     model = run.model(pair).eval()
-    score = run.score(model, pair, "en")
-    for run.subwords in (1, 60, 5000):
-        assert run.score(model, pair, "en") == score
+    score = run.scorer.score(model, pair, "en")
+    for run.scorer.subwords in (1, 60, 5000):
+        assert run.scorer.score(model, pair, "en") == score
 
 def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
     _, everything = whole(make())
@@ -316,7 +317,7 @@ def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
         run = make("--part", part)
         header, points = whole(run)
         pair = pair_of(run)
-        plane, pretrained = run.plane(pair), run.encoder("pos", pair.encoder).model
+        plane, pretrained = run.plane(pair), run.corpora.encoder("pos", pair.encoder).model
         both, src, _ = (heads.spread(plane.model, run.trained(unit), pretrained) for unit in pair.models())
         plane.move(1.0, 0.0)
         for name in both:
@@ -330,15 +331,15 @@ def test_states_that_are_kept_are_those_that_a_loaded_model_has(make, part):
     for unit in pair_of(run).models():
         r.finetune(run, unit)
     plane, loaded = run.plane(pair_of(run)), run.plane(pair_of(run)).model.eval()
-    dev = [run.examples("pos", run.args.encoder[0], lang, "dev") for lang in ("en", "de")]
+    dev = [run.corpora.examples("pos", run.args.encoder[0], lang, "dev") for lang in ("en", "de")]
     plane.model.encoder.register_forward_pre_hook(lambda *_: seen.append(1))
     for a1, a2 in ((0.0, 0.0), (1.0, 0.0), (-3.0, 4.0)):
         plane.move(a1, a2)
         loaded.load_state_dict(plane.views, strict=False)
         with torch.no_grad():
             for each in dev:
-                assert torch.equal(run.predictions(plane, each), run.predictions(loaded, each))
-    batches = sum(len(each.batches(run.subwords, run.waste)) for each in dev)
+                assert torch.equal(run.scorer.predictions(plane, each), run.scorer.predictions(loaded, each))
+    batches = sum(len(each.batches(run.scorer.subwords, run.scorer.waste)) for each in dev)
     assert len(seen) == batches * (1 if part == "head" else 3)
 
 # ---- plan, ranks, files -----------------------------------------------------------------------------------
@@ -417,7 +418,8 @@ def read_nouns(path, lang):
 
 def test_a_task_is_one_entry_in_one_table(line, tmp_path, monkeypatch):
     monkeypatch.setitem(r.TASKS, "nouns", r.Task(("accuracy",), data.ud_file, read_nouns, data.encode_words,
-                                                 ("other", "noun"), "Linear"))
+                                                 ("other", "noun"),
+                                                 *r.reads_with("Linear", "accuracy")))
     args = line("--task", "nouns", "--seeds", "1", "2", "--lines-only")
     assert r.answer(r.parse_arguments(args)) == 0
     header, *points = lines(tmp_path / "out/grids/nouns/encoder/en-de/seed2.jsonl")

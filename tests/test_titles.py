@@ -90,6 +90,19 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
     for text in ("## Generation", "What each --select keeps", "en+fr, zero-shot", "wrong-language words"):
         assert text in report
 
+def test_another_task_that_writes_is_one_entry_in_the_table(line, tmp_path, monkeypatch):
+    def exchanged(path, lang):
+        return [(target, source) for source, target in data.read_titles(path, lang)]
+
+    monkeypatch.setitem(r.TASKS, "stories", r.Task(
+        ("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file, exchanged,
+        data.encode_titles, (), *r.writes_with("scores")))
+    assert r.answer(r.parse_arguments(line("--task", "stories", "--src", "en", "--part", "decoder"))) == 0
+    header, *points = read(tmp_path / "out/grids/stories/BART/en-de/seed1.decoder.jsonl")
+    assert header["task"] == "stories" and len(points) == 65
+    assert sum("written" in point for point in points) == 2
+    assert "stories" in (tmp_path / "out/report.md").read_text()
+
 def test_what_is_watched_changes_no_model(line, tmp_path):
     def digests(*more):
         args = r.parse_arguments(line(*more))
@@ -189,7 +202,8 @@ def test_real_sentences_with_two_source_languages_run_to_the_end(scratch, tmp_pa
 # ---- bad input --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, said", [
-    (("--part", "head"), "the task title has no head"), (("--task", "pos", "--part", "decoder"), "no head"),
+    (("--part", "head"), "title has encoder and decoder"),
+    (("--task", "pos", "--part", "decoder"), "pos has encoder and head"),
     (("--src", "en+xx"), "'xx' is no language"), (("--src", "en+de"), "a pair needs two"),
     (("--tgt", "de.inversion"), "languages that are not derived"), (("--select", "best"), "invalid choice")])
 def test_flags_that_make_no_sense_are_told_in_a_line(line, flags, said, capsys):

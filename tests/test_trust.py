@@ -53,7 +53,7 @@ def child(argv, options, out, err):
 def change(moment=0, place="", disk=0, pause=0, figures=0):
     """Make this process a small one. moment and place: where it kills itself; disk: bytes a file may have;
     pause: seconds before each scoring; figures: how many are drawn."""
-    plan, score = reproduce.plot.plan, reproduce.Run.score
+    plan, score = reproduce.plot.plan, reproduce.Scorer.score
     demo.SIZES, demo.PAIRS, demo.TEXTS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300
     reproduce.plot.plan = lambda grids: plan(grids)[:figures]
 
@@ -61,7 +61,7 @@ def change(moment=0, place="", disk=0, pause=0, figures=0):
         time.sleep(pause)
         return score(*args)
 
-    reproduce.Run.score = slow_score
+    reproduce.Scorer.score = slow_score
     if disk:   # longer files fail, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     if moment:
