@@ -1,19 +1,16 @@
 """Derived languages: every derivation by hand in each task, and a second implementation on real files."""
 
-import os
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import windows
+from conftest import real, windows
 from transformers import AutoTokenizer
 
 import data
 import derive
 from results import KitError
 
-REAL = Path(os.environ.get("KIT_TEST_FILES", "no such folder"))   # with mbert/ and data/, if you have one
 PAD, UNK, CLS, SEP, MASK, A, B, C, AA, BB, CC, V = range(12)       # subwords of the tokenizer below; how many
 ALONE = 1 << 30                                                    # `second` of a window that is no pair
 
@@ -194,13 +191,12 @@ FILES = {"pos": (data.ud_file, data.read_pos, data.encode_words, data.UPOS),
          "ner": (data.ner_file, data.read_ner, data.encode_words, data.BIO),
          "xnli": (data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI)}
 
-@pytest.mark.skipif(not (REAL / "mbert").exists(), reason="KIT_TEST_FILES has no mbert/")
 @pytest.mark.parametrize("order", ["inversion", "permutation"])
 @pytest.mark.parametrize("task", FILES)
 def test_real_words_and_labels_are_recovered_by_the_inverse(task, order):
     source, read, encode, labels = FILES[task]
-    tokenizer = AutoTokenizer.from_pretrained(REAL / "mbert")
-    V, path = len(tokenizer), source(REAL / "data", "zh", "dev").path
+    tokenizer = AutoTokenizer.from_pretrained(real("mbert"))
+    V, path = len(tokenizer), source(real("data"), "zh", "dev").path
     encoded = data.load(path, "zh", "dev", read, encode, tokenizer, 500)
     new = derive.derive(encoded, ("transliteration", order), tokenizer, 2 * V, labels)
     place, tags, repaired, moved = (-1, 0), {}, {}, 0
@@ -225,11 +221,10 @@ def test_real_words_and_labels_are_recovered_by_the_inverse(task, order):
             assert {came[i]: row for i, row in zip(reads, gold, strict=True)} == was
     assert repaired == {sentence: mended(found) for sentence, found in tags.items()} and moved > 400
 
-@pytest.mark.skipif(not (REAL / "data").exists(), reason="KIT_TEST_FILES names no folder with data/")
 def test_real_sentences_stay_projective_and_take_the_preferred_order():
-    hindi, moved = derive.preference(data.ud_file(REAL / "data", "hi", "train").path), 0
+    hindi, moved = derive.preference(data.ud_file(real("data"), "hi", "train").path), 0
     assert hindi[data.RELATIONS.index("case")] > .9 and hindi[data.RELATIONS.index("obj")] < .1
-    for _, rows in data.read_conllu(data.ud_file(REAL / "data", "en", "dev").path):
+    for _, rows in data.read_conllu(data.ud_file(real("data"), "en", "dev").path):
         if not derive.movable(rows):
             continue
         order = derive.linearise(rows, hindi)

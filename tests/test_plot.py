@@ -1,8 +1,6 @@
-"""grids.py and plot.py on made-up grids: numbers by hand, rules both ways, broken files, figures, report."""
-import ast
-import graphlib
+"""plot.py on made-up grids: the rule of each claim both ways, figures, report, command line."""
+
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -10,122 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import both, grid, like, paper, seeds, write
 
 import plot
-from grids import BOTH, SRC, TGT, band, check, load, normalise, series, shape, slopes, sound, table
-from results import FORMAT, KitError
+from grids import BOTH, SRC, TGT, sound, table
 
 ROOT = Path(__file__).resolve().parent.parent
-TENTHS = [round(0.1 * i - 0.5, 1) for i in range(21)]
-LINE = sorted(TENTHS + [0.025, 0.05, 0.075, 0.125, 0.15, 0.175, 0.825, 0.85, 0.875, 0.925, 0.95, 0.975])
 
-def paper(a1, a2, seed=1):
-    """Surfaces as in the paper: flat for a language that was trained on, a linear loss without it."""
-    return 90 - 30 * max(a2, 0) - 0.01 * seed * a1, 80 - (25 + seed) * max(a1, 0) - 0.01 * seed * a2
-
-SURFACES = {  # others; k is how much there is of what makes them
-    "bent": lambda a1, a2, seed, k, at: np.subtract(
-        paper(a1, a2, seed), 100 * k * any(abs(1 - a - at) < 0.06 for a in (a1, a2) if 0 < a < 1)),
-    "dented": lambda a1, a2, seed, k: np.subtract(paper(a1, a2, seed), np.multiply(k.get(a1, 0), a2 == 0)),
-    "step": lambda a1, a2, seed: (90 - 30 * (a2 > 0.45), 80 - 30 * (a1 > 0.45)),
-    "level": lambda a1, a2, seed: (90, 80),
-    "cliff": lambda a1, a2, seed: (90, 80 - 20 * min(max(a1 * 5, 0), 1)),
-    "sloping": lambda a1, a2, seed, k: (90 - k * a1, 80 - 25 * a1),
-    "noisy": lambda a1, a2, seed, k: (90 - k * seed * (a1 == 1), 80 - 25 * max(a1, 0) - seed * (a1 == 1)),
-    "narrow": lambda a1, a2, seed: (90, 80 - 60 * max(a1, 0)),
-    "shifted": lambda a1, a2, seed, k: np.subtract(paper(a1, a2, seed), k * ((a1, a2) != BOTH)),
-    "still": lambda a1, a2, seed, k: (90 - k * (a1 == 0.5), 80 - k * (a2 == 0.5)),
-    "steps": lambda a1, a2, seed, k: (90, 80 if a1 == 0 else 8 * (2 * k + seed)),
-}
-
-def like(name, *k):
-    return lambda a1, a2, seed: SURFACES[name](a1, a2, seed, *k)
-
-def rows(score=paper, lines=True, **fields):
-    """The lines of a result file: a header with these fields, points of both lines or of the plane too."""
-    header = {"format": FORMAT, "task": "pos", "metrics": ["accuracy"], "scored_in": "fp32", "part": "all",
-              "encoder": "mbert", "src": "en", "tgt": "de", "seed": 1, "line": LINE, "plane": TENTHS,
-              "dev": {}, "models": {}, "data": {}, "settings": {"lr": 2e-5, "limit": None}, "norm_ratio": 1.0,
-              "angle": 55.0, "encoder_digest": "d", "new": "ignored"} | fields
-    header.setdefault("majority", {header["src"]: 20.0, header["tgt"]: 18.0})
-    points = [(round(1 - a, 3), 0.0) for a in LINE] + [(0.0, round(1 - a, 3)) for a in LINE]
-    points += [] if lines else itertools.product(TENTHS, TENTHS)
-    made = [header]
-    for a1, a2 in dict.fromkeys(points):  # a second metric is five points more
-        pair = np.clip(score(a1, a2, header["seed"]), 0, 100).tolist()
-        src, tgt = ({name: x + 5 * i for i, name in enumerate(header["metrics"])} for x in pair)
-        made.append({"a1": a1, "a2": a2, "src": src, "tgt": tgt, "seconds": 1})
-    return made
-
-def grid(score=paper, lines=True, keep=None, **fields):
-    return check(Path("made-up"), rows(score, lines, **fields)[:None if keep is None else keep + 1])
-
-def seeds(*numbers, **fields):
-    return [grid(seed=number, **fields) for number in numbers]
-
-def both(mbert, xlmr, lines=True, **of_xlmr):
-    return [grid(mbert, lines), grid(xlmr, lines, encoder="xlm-roberta-large", **of_xlmr)]
-
-def write(folder, tail="", keep=None, **fields):
-    """A result file as reproduce.py writes it; keep: that many points only; tail: what comes after them."""
-    header, *points = rows(**fields)
-    name = f"seed{header['seed']}" + ("" if header["part"] == "all" else f".{header['part']}")
-    pair = f"{header['src']}-{header['tgt']}"
-    file = Path(folder, "grids", header["task"], header["encoder"], pair, f"{name}.jsonl")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in [header, *points[:keep]]) + tail)
-    return file
-
-def test_imports_form_a_list_without_a_circle():
-    modules, imported = {path.stem: path for path in ROOT.glob("*.py")}, {}
-    for name, path in modules.items():
-        nodes = [*ast.walk(ast.parse(path.read_text()))]   # those inside functions too
-        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        imported[name] = found & modules.keys()
-    order = [*graphlib.TopologicalSorter(imported).static_order()]   # a CycleError names the circle
-    assert order[0] == "results" and order[-2:] == ["plot", "reproduce"], imported
-
-def test_normalised_scores_and_variance_by_hand():
-    runs = seeds(1, 2, keep=0)
-    runs[0].points.update({SRC: (76, 25)})
-    assert np.isnan(normalise(runs, [SRC])[0]).all()  # without the bilingual model
-    runs[0].points.update({BOTH: (80, 50)})
-    runs[1].points.update({BOTH: (90, 40), SRC: (90, 30), TGT: (45, 44)})
-    scores, variance = normalise(runs, [SRC, BOTH, TGT])
-    assert scores[:, :2, 1] == pytest.approx(np.array([[0.5, 1], [0.75, 1]]))
-    assert np.isnan(scores[0, 2]).all() and scores[1, 2] == pytest.approx([0.5, 1.1])
-    assert variance[:2, 1] == pytest.approx([12.5 / 45, 50 / 45])  # of 25, 30 and 50, 40
-    assert np.isnan(variance[2]).all() and scores[:, 0, 0] == pytest.approx([0.95, 1])  # one seed has none
-
-@pytest.mark.parametrize("n,t", [(2, 12.706), (3, 4.303), (11, 2.228), (12, 2.201), (31, 2.042), (99, 1.984)])
-def test_band_is_students_t(n, t):
-    values = np.arange(n, dtype=float)[:, None]
-    assert band(values)[1][0] * n ** 0.5 / values.std(ddof=1) == pytest.approx(t, abs=0.0025)
-    mean, half = band(np.array([[1.0, 5, np.nan], [2, np.nan, np.nan], [3, np.nan, np.nan]]))
-    assert mean[:2] == pytest.approx([2, 5]) and half[0] == pytest.approx(4.303 / 3 ** 0.5)
-    assert np.isnan(half[1:]).all() and np.isnan(mean[2])
-
-@pytest.mark.parametrize("targets, units, half", [
-    (("de", "ru"), "runs", 3.182 * np.std([1, 2, 3, 4], ddof=1) / 10 / 2),
-    (("de", "ru", "zh"), "cases", 4.303 * np.std([1.5, 3.5, 5.5], ddof=1) / 10 / 3 ** 0.5)])
-def test_units_of_a_band_are_cases_or_runs_where_cases_are_few(targets, units, half):
-    grids = [made for k, tgt in enumerate(targets) for made in seeds(1, 2, score=like("steps", k), tgt=tgt)]
-    scores, found, _ = series(grids, 1)
-    assert found == units and band(scores)[1][LINE.index(0), 1] == pytest.approx(half)
-
-def test_points_shape_slopes_and_the_lost_share_of_a_plane_by_hand():
-    made, at = grid(lambda a1, a2, seed: (90 - 30 * max(a2, 0), 80 - 26 * max(a1, 0) ** 2)), LINE.index(0.3)
-    assert made.on_line(1)[at] == (0.7, 0.0) and made.on_line(2)[at] == (0.0, 0.7)
-    assert made.on_line(1, inside=True)[0] == SRC and made.on_line(2, inside=True)[-1] == BOTH
-    line, alphas = shape([made], 1), np.linspace(0, 1, 11)
-    scores, chord = 1 - 26 / 80 * (1 - alphas) ** 2, 1 - 26 / 80 * (1 - alphas)
-    r2 = 1 - ((scores - chord) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()
-    assert line["R squared"][1] == pytest.approx(r2) and line["dip at 0.1"][1] == pytest.approx(-0.00325)
-    assert line["bend"] == pytest.approx([0, 0.00325]) and line["rise"] == pytest.approx([0, 26 / 80])
-    for lines, length, points in ((False, 20, 465), (True, 12, 65)):  # without a plane, along Eq. 1
-        made = grid(lambda a1, a2, seed: (90, 60 - 12 * a1 - 16 * a2), lines)
-        assert slopes([made])[:, 1] == pytest.approx([length / 60] * 2) and len(made.points) == points
+def test_the_lost_share_of_a_plane_by_hand():
     # 80 - 60 a1 keeps .95 of 80 up to a1 = 0: 6 of the 21 columns; 80 - 26 a1 up to 0.1: 7 of them
     shares = [plot.numbers([made])["plane: share lost"] for made in both(like("narrow"), paper, False)]
     assert shares == pytest.approx([15 / 21, 14 / 21])
@@ -227,70 +117,6 @@ def test_summary_by_hand():
                        "target only": "80.0 ± 0.0", "bilingual on source": "90.0 ± 0.0", "flatness": "1.000",
                        "R squared": "1.00", "norm ratio": "1.00 ± 0.00", "angle": "55.0 ± 0.0"}
     assert (rows[1]["metric"], rows[1]["zero-shot"], rows[1].get("flatness")) == ("UAS", "58.0 ± 1.4", None)
-
-def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
-    for fields in ({}, {"seed": 2}, {"part": "head"}, {"task": "ner", "encoder": "xlmr", "src": "ar"}):
-        write(tmp_path / "a", **fields)
-    assert [made.key for made in load([tmp_path / "a"])] == [
-        ("ner", "xlmr", "ar", "de", 1, "all"), ("pos", "mbert", "en", "de", 1, "all"),
-        ("pos", "mbert", "en", "de", 1, "head"), ("pos", "mbert", "en", "de", 2, "all")]
-    write(tmp_path / "b", task="title", metrics=["RL", "F1"], encoder="bart", src="en+fr", tgt="en.inversion")
-    [made] = load([tmp_path / "b"])
-    assert made.scores["F1"][BOTH] == (95, 85) and made.points[BOTH] == (90, 80)
-    assert str(made) == "Titles bart EN+FR-EN.INVERSION seed 1" and made.collapse() == ""
-
-@pytest.mark.parametrize("tail", ['{"a1": 0.3, "a2": 0.0, "sr', '{"a1"', "\x00\x00", ""])
-def test_a_torn_last_line_is_left_out_and_left_alone(tmp_path, tail):
-    file = write(tmp_path, keep=9, tail=tail)
-    write(tmp_path, seed=2).write_text(tail)  # not even a whole header: it holds nothing yet
-    [made] = load([tmp_path])
-    assert len(made.points) == 9 and file.read_text().endswith(tail)
-
-@pytest.mark.parametrize("old, new, said", [
-    (f'"format": {FORMAT}', '"format": 1', f"line 1: its format is 1, that of this kit {FORMAT}"),
-    ('"angle": 55.0', '"angle": NaN', "line 1: angle is nan"),
-    ('"angle": 55.0, ', "", "line 1: it has no 'angle'"),
-    ('"task": "pos"', '"task": 3', "line 1: task is 3"),
-    ('"metrics": ["accuracy"]', '"metrics": []', r"line 1: metrics is \[\]"),
-    ('"line": [-0.5,', '"line": ["-0.5",', "line 1: .*float.*str"),
-    ('"en": 20.0', '"fr": 20.0', "line 1: it has no 'en'"),
-    ('{"a1": 1.0,', '{"a1": 1.0', "is damaged"),
-    ('{"a1": 1.0,', '{"a1": 1.05,', r"line 7: \(1.05, 0.0\) is no point of the lines"),
-    ('{"accuracy": 89.99}', '{"accuracy": 101}', r"line 7: accuracy is \(101, 54.0\), expected two"),
-    ('{"accuracy": 89.99}', '{"LAS": 50}', "line 7: it has no 'accuracy'"),
-    ('{"accuracy": 89.99}', '{"accuracy": NaN}', "line 7: accuracy is .*, expected two"),
-    ('"src": {"accuracy": 89.99}', '"src": 89.99', "line 7: .*float"),
-    ('{"a1": 1.0,', '{"a1": 1.1,', "line 7: accuracy is .*, an earlier line says"),
-    ('{"a1": 1.0, "a2"', '{"a": 1.0, "a2"', "line 7: it has no 'a1'"),
-])
-def test_broken_files_are_refused_with_file_line_and_value(tmp_path, old, new, said):
-    file = write(tmp_path)
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
-    with pytest.raises(KitError, match=said) as error:
-        load([tmp_path])
-    assert str(file) in str(error.value) and re.search("restore the file|Delete the file", str(error.value))
-
-@pytest.mark.parametrize("other, said", [
-    ({"score": like("level")}, "accuracy at"), ({"metrics": ["LAS"]}, "metrics"),
-    ({"angle": 56.0}, "angle: 55.0 and 56.0"), ({"models": {"src": "e"}}, "models")])
-def test_copies_count_once_and_are_refused_where_they_contradict(tmp_path, other, said):
-    for name, keep in (("a", 20), ("b", None), ("c", 30)):  # unknown fields may differ
-        one = write(tmp_path / name, keep=keep, new=name)
-    [made] = load([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
-    assert len(made.points) == 65
-    two = write(tmp_path / "d", **other)
-    with pytest.raises(KitError, match=said) as error:
-        load([tmp_path / "c", tmp_path / "d"])
-    assert str(one) in str(error.value) and str(two) in str(error.value)
-
-def test_what_was_written_at_a_point_is_joined_with_it(tmp_path):
-    file, point = write(tmp_path / "b"), '"a1": 1.0, "a2": 0.0'
-    file.write_text(file.read_text().replace(point, f'{point}, "written": [["x", "y"]]'))
-    write(tmp_path / "a", keep=3)
-    [made] = load([tmp_path / "a", tmp_path / "b"])
-    assert made.written == {SRC: [["x", "y"]]}
 
 def drawn(grids, name, kind):
     [make] = [make for found, _, make in plot.plan(grids) if found == name]

@@ -1,6 +1,8 @@
 """Plan, fine-tuning, the plane, grids and the command line, with a tiny random encoder."""
 
+import ast
 import copy
+import graphlib
 import json
 import shutil
 from unittest.mock import Mock
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import KIT, write_encoder
 from conftest import reproduce as command
-from conftest import write_encoder
 
 import data
 import heads
@@ -505,3 +507,13 @@ def test_a_state_that_says_more_than_is_taken_up_is_refused(tmp_path):
     results.save_tensors(run.path, tensors, about)
     with pytest.raises(results.KitError, match="adam.0"):
         begin()
+
+def test_imports_form_a_list_without_a_circle():
+    modules, imported = {path.stem: path for path in KIT.glob("*.py")}, {}
+    for name, path in modules.items():
+        nodes = [*ast.walk(ast.parse(path.read_text()))]   # those inside functions too
+        found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        imported[name] = found & modules.keys()
+    order = [*graphlib.TopologicalSorter(imported).static_order()]   # a CycleError names the circle
+    assert order[0] == "results" and order[-2:] == ["plot", "reproduce"], imported
