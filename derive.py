@@ -23,7 +23,7 @@ MOST_DEPENDENTS = 6   # of a word, in a sentence that syntax changes
 SEEN = 10             # how often a treebank must show a relation before its side is believed (ours)
 
 def parse(lang):
-    """(base, steps) of a name: "en.transliteration.inversion" is "en", ("transliteration", "inversion").
+    """(base, derivations) of a name: "en.inversion.syntax-hi" is "en", ("inversion", "syntax-hi").
     The base is the longest dotted beginning in data.TREEBANKS. Raises KitError where the rest makes no sense.
     """
     parts, n = lang.split("."), lang.count(".") + 1
@@ -31,11 +31,11 @@ def parse(lang):
         n -= 1
     if n == 0:
         raise KitError(f"{lang!r} is no language, nor derived from one of {', '.join(data.TREEBANKS)}.")
-    base, steps, before = ".".join(parts[:n]), tuple(parts[n:]), set()
-    for step in steps:
-        kind, dash, other = step.partition("-")
-        if step not in ON_IDS and kind + dash != "syntax-":
-            raise KitError(f"{lang}: there is no transformation {step!r}; there are {KNOWN}.")
+    base, derivations, before = ".".join(parts[:n]), tuple(parts[n:]), set()
+    for derivation in derivations:
+        kind, dash, other = derivation.partition("-")
+        if derivation not in ON_IDS and kind + dash != "syntax-":
+            raise KitError(f"{lang}: there is no transformation {derivation!r}; there are {KNOWN}.")
         if kind == "syntax" and other not in data.TREEBANKS.keys() - {base}:
             raise KitError(f"{lang}: {other!r} is no other language to take the order of; there are "
                            f"{', '.join(sorted(data.TREEBANKS.keys() - {base}))}.")
@@ -44,20 +44,20 @@ def parse(lang):
         if kind == "syntax" and not before.isdisjoint(ORDERS):
             raise KitError(f"{lang}: syntax works on words, so it comes before {' or '.join(ORDERS)}.")
         before.add(kind)
-    return base, steps
+    return base, derivations
 
 # ---- subword ids ------------------------------------------------------------------------------------------
 
 class Rule:
-    """What steps do to subword ids: the segments between special tokens are reordered, ids shifted by V.
+    """What derivations do to subword ids: segments between special tokens are reordered, ids shifted by V.
     V: size of the vocabulary; rows: of the encoder's embeddings. Raises KitError where these lack id + V."""
 
-    def __init__(self, steps, tokenizer, rows):
+    def __init__(self, derivations, tokenizer, rows):
         V, special = len(tokenizer), tokenizer.all_special_ids
         words = {tokenizer.unk_token_id, tokenizer.mask_token_id}   # they stand for words and move like them
-        self.steps, self.shifted = steps, np.arange(V)
+        self.derivations, self.shifted = derivations, np.arange(V)
         self.border = np.isin(self.shifted, [i for i in special if i not in words])
-        if "transliteration" in steps:
+        if "transliteration" in derivations:
             if rows < 2 * V:
                 raise KitError(f"Transliteration needs an encoder with {2 * V} subwords, twice those of its "
                                f"tokenizer, and this one has {rows}: pretrain one with --encoder scratch.")
@@ -68,22 +68,23 @@ class Rule:
         place: (sentence, window) in the file; a permutation is drawn from it, so that every run has the same.
         """
         old, first = np.arange(len(ids)), 0
-        bits = np.random.PCG64(place) if "permutation" in self.steps else None   # the same with every numpy
+        mixed = "permutation" in self.derivations
+        bits = np.random.PCG64(place) if mixed else None   # the same with every numpy
         for end in [*np.flatnonzero(self.border[ids]), len(ids)]:
-            if "inversion" in self.steps:
+            if "inversion" in self.derivations:
                 old[first:end] = old[first:end][::-1].copy()
             elif bits:
                 old[first:end] = first + bits.random_raw(end - first).argsort()
             first = end + 1
         return self.shifted[ids][old], old
 
-def derive(encoded, steps, tokenizer, rows, labels):
+def derive(encoded, derivations, tokenizer, rows, labels):
     """A data.Encoded set in a derived language, neither of the two on a device yet; `reader` does the syntax.
     What is read follows the first subword of its word, and gold follows it; reads of special tokens stay.
     rows: of the encoder's embeddings (config.vocab_size); labels: the task's. Raises KitError as Rule does.
     """
-    rule, derived = Rule(steps, tokenizer, rows), data.Encoded(encoded.pad)
-    reordered = not set(steps).isdisjoint(ORDERS)
+    rule, derived = Rule(derivations, tokenizer, rows), data.Encoded(encoded.pad)
+    reordered = not set(derivations).isdisjoint(ORDERS)
     sentence, window, kind = -1, 0, 0
     for ids, read, gold, new, second in encoded.added:
         sentence, window, kind = (sentence + 1, 0, 0) if new else (sentence, window + 1, kind)
@@ -201,13 +202,13 @@ class Transfer:
     def __init__(self, runs, controls):
         first, header = runs[0], runs[0].header
         self.task, self.src = first.task_name, first.src
-        self.steps = frozenset(first.tgt.removeprefix(first.src + ".").split("."))
-        self.kinds = " ".join(sorted(step.partition("-")[0] for step in self.steps))
+        self.derivations = frozenset(first.tgt.removeprefix(first.src + ".").split("."))
+        self.kinds = " ".join(sorted(derivation.partition("-")[0] for derivation in self.derivations))
         self.here, self.align = "align" in header, header.get("align")   # here: as pretrain.about() says
         self.p1 = [np.mean(there_and_back) for there_and_back in (header.get("alignment") or {}).values()]
         note = f", align {self.align:g}" if self.align else "" if self.here else f", {first.encoder_name}"
         self.name, self.alignment = first.tgt + note, mean(self.p1)
-        more = [*sorted(self.steps - {"transliteration"}), *([f"align {self.align:g}"] if self.align else ())]
+        more = sorted(self.derivations - {"transliteration"}) + [f"align {self.align:g}"] * bool(self.align)
         self.short = f"+ {', '.join(more)}" if more else "transliteration"   # beside transliterated ones
         self.BZ, self.BS = ([run.points[at][1] for run in runs] for at in (SRC, TGT))
         self.MZ = [run.points[SRC][1] for run in controls if self.here]
@@ -267,16 +268,16 @@ def claims(grids):
     """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
     found, shift = transfers(grids), frozenset(["transliteration"])
     found = [each for each in found if each.here and each.task in TASKS]
-    plain = {(each.task, each.src, each.steps): each for each in found if not each.align}
+    plain = {(each.task, each.src, each.derivations): each for each in found if not each.align}
     alone, order, both, risen = [], [], [], []   # of each case what is measured, a limit met being above 0
-    for (task, src, steps), each in plain.items():
-        parts = [plain.get((task, src, part)) for part in (shift, steps - shift)]
-        if shift < steps and all(parts):
+    for (task, src, derivations), each in plain.items():
+        parts = [plain.get((task, src, part)) for part in (shift, derivations - shift)]
+        if shift < derivations and all(parts):
             both.append([sum(part.delta for part in parts) - each.delta])
-        elif each.kinds in LITTLE and (steps == shift or task != "NER"):
-            (alone if steps == shift else order).append([each.delta - LITTLE[each.kinds] + 1e-6])
+        elif each.kinds in LITTLE and (derivations == shift or task != "NER"):
+            (alone if derivations == shift else order).append([each.delta - LITTLE[each.kinds] + 1e-6])
     for each in found:
-        if each.align and (without := plain.get((each.task, each.src, each.steps))):
+        if each.align and (without := plain.get((each.task, each.src, each.derivations))):
             risen.append([each.alignment - without.alignment, each.delta - without.delta])
     ranked = [[rank - .7 + 1e-6] for task, (n, rank, *_) in correlations(grids).items()
               if task in TASKS and n > 3 and np.isfinite(rank)]
