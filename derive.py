@@ -208,7 +208,8 @@ class Transfer:
         self.p1 = [np.mean(there_and_back) for there_and_back in (header.get("alignment") or {}).values()]
         note = f", align {self.align:g}" if self.align else "" if self.here else f", {first.encoder_name}"
         self.name, self.alignment = first.tgt + note, mean(self.p1)
-        more = sorted(self.derivations - {"transliteration"}) + [f"align {self.align:g}"] * bool(self.align)
+        aligned = [f"align {self.align:g}"] if self.align else []
+        more = sorted(self.derivations - {"transliteration"}) + aligned
         self.short = f"+ {', '.join(more)}" if more else "transliteration"   # beside transliterated ones
         self.BZ, self.BS = ([run.points[at][1] for run in runs] for at in (SRC, TGT))
         self.MZ = [run.points[SRC][1] for run in controls if self.here]
