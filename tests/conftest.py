@@ -29,6 +29,19 @@ def real(name):
     folder = Path(os.environ.get("KIT_TEST_FILES", "no such folder"), name)
     return folder if folder.is_dir() else pytest.skip(f"KIT_TEST_FILES names no folder with {name}/")
 
+def contents(folder, but="report.md"):
+    """{name: bytes} of the files in a folder, but the report, which names the command that made it."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file() and path.name != but}
+
+def wordpiece(folder, words):
+    """A WordPiece tokenizer over these words."""
+    from transformers import AutoTokenizer
+    (folder / "vocab.txt").write_text("\n".join(words.split()))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    return AutoTokenizer.from_pretrained(folder)
+
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
     """Folder of a random BERT of one layer and 16 dimensions that spells every word of the tiny corpus."""

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 import safetensors.torch
 import transformers
-from conftest import write_encoder
+from conftest import contents, write_encoder
 from test_files import corrupt
 
 import data
@@ -61,9 +61,8 @@ class Kit:
         assert (self.out.exists(), files(self.out)) == before
 
 def files(folder):
-    """{path: content} of all files but empty ones."""
-    found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {path: content for path, content in found.items() if content}
+    """{name: content} of all files but empty ones."""
+    return {name: content for name, content in contents(folder, but="").items() if content}
 
 def edit(path, change):
     """Change the bytes of a file; None: it is gone."""
@@ -323,7 +322,7 @@ def test_a_last_step_that_spoils_the_parameters_is_a_loss_that_is_no_number(kit,
 # ---- result files -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, words", [
-    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=[20]), "limit None|20"),
+    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit None|20"),
     (dict(batch_size=4), "batch_size 8|4"), (dict(precision="bf16"), "precision fp32|bf16")])
 def test_results_made_with_other_settings_are_refused_by_name(again, options, words):
     again.refuses(f"model.safetensors|{words}|--out", **options)

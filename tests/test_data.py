@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import real, windows
+from conftest import real, windows, wordpiece
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -29,12 +29,7 @@ CONLLU = """# sent_id = 1
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    """A WordPiece tokenizer over a vocabulary made up here."""
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c in dem haus . :".split()
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    return AutoTokenizer.from_pretrained(tmp_path)
+    return wordpiece(tmp_path, "[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c in dem haus . :")
 
 def test_a_tokenizer_that_puts_its_special_tokens_after_a_sentence_is_refused_for_that():
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "<sep>": 2, "<cls>": 3}, unk_token="<unk>"))

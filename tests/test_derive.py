@@ -4,7 +4,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from conftest import real, windows
+from conftest import real, windows, wordpiece
 from transformers import AutoTokenizer
 
 import data
@@ -16,10 +16,7 @@ ALONE = 1 << 30                                                    # `second` of
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c".split()))
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    return AutoTokenizer.from_pretrained(tmp_path)
+    return wordpiece(tmp_path, "[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c")
 
 def derived(given, steps, tokenizer, labels, rows=2 * V):
     encoded = data.Encoded(PAD)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from conftest import KIT
+from conftest import KIT, contents
 from conftest import reproduce as command
 
 import demo
@@ -146,7 +146,7 @@ class Kit:
         """The files of a run that nothing disturbs."""
         run = self.start(out := self.folder / f"{next(self.made)}", **settings)
         assert run.wait() == 0, run.error
-        return files(out)
+        return contents(out)
 
     def again(self, out, start=None, **settings):
         """Run a command again: what was finished is named and not touched; at its end all files are there."""
@@ -178,14 +178,9 @@ def kit(encoder, corpus, tmp_path_factory):
 def out(tmp_path):
     return tmp_path / "out"
 
-def files(folder):
-    """{path: content} of all files in a folder but the report, which names the command."""
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and path.name != "report.md"}
-
 def same(out, want, drawn=False):
     """The files are those of an undisturbed run; drawn: and figures. A difference is shown by name."""
-    got = files(out)
+    got = contents(out)
     figures = {name for name in got if drawn and re.fullmatch(r"figures/[\w-]+\.(png|pdf)", name)}
     assert bool(figures) == drawn and sorted(got.keys() - figures) == sorted(want)
     assert [name for name in want if got[name] != want[name]] == []
@@ -246,15 +241,15 @@ def test_the_command_continues_what_was_killed_and_writes_nothing_outside_its_fo
     here, home, out = tmp_path / "here", tmp_path / "home", tmp_path / "here" / "out"
     home.mkdir()
     env = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"), str(home))
-    before, run = [files(corpus), files(encoder)], kit.start(out)
+    before, run = [contents(corpus), contents(encoder)], kit.start(out)
     run.until(lambda: states(out))
-    assert run.kill() == KILLED and files(out) != kit.undisturbed()
+    assert run.kill() == KILLED and contents(out) != kit.undisturbed()
     done = command(*kit.argv("out"), cwd=here, env=env | {"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
     assert "continued after step" in done.stdout and (out / "report.md").exists()
     same(out, kit.undisturbed(), drawn=True)
-    assert list(here.iterdir()) == [out] and [files(corpus), files(encoder)] == before
-    caches = {path.split("/")[0] for path in files(home)}
+    assert list(here.iterdir()) == [out] and [contents(corpus), contents(encoder)] == before
+    caches = {path.split("/")[0] for path in contents(home)}
     assert caches <= {"huggingface", "matplotlib", "torch", "fontconfig", ".cache", ".config"}, caches
 
 def test_torn_lines_and_files_left_behind_do_no_harm(kit, out):
