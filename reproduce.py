@@ -77,7 +77,7 @@ FIRST = """Run first: python reproduce.py --demo                          two in
 then:      python reproduce.py --demo ingredients              what makes an encoder multilingual
            python reproduce.py --demo generation               why it answers in the wrong language
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
-           python reproduce.py --help                          all flags; README.md says what comes out
+           python reproduce.py --help                          all flags; RESULTS.md says what came out
 """
 DEFAULTS = {"encoder": ["mbert"], "seeds": PAPER["seeds"], "align": [0.0], "out": "results"}
 DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out": "results/demo"},
@@ -483,7 +483,7 @@ class Run:
         self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
         self.faults = []   # tracebacks of what the kit did wrong, for the end
         args.precision = args.precision or usual_precision(self.device)
-        # bf16 would blur a grid, tf32 change the order of some points: REFERENCE.md has a table.
+        # bf16 would blur a grid, tf32 change the order of some points: RESULTS.md has a table.
         self.scored_in = "fp32"
         torch.set_float32_matmul_precision("highest")
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
