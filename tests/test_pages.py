@@ -80,8 +80,8 @@ def test_every_field_of_a_run_is_in_the_reference(encoder, corpus, tmp_path):
         write(tmp_path / f"{lang}.txt", ["abc def", "fed", "d e f"])
     assert r.answer(r.parse_arguments([   # the second rate diverges
         *"--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2 1e11".split(),
-        *f"--lines-only --select last --device cpu --encoder {encoder} --data {corpus} --out {tmp_path}/out".split(),
-        "--parallel", f"{tmp_path}/en.txt", f"{tmp_path}/de.txt"])) == 3
+        *f"--lines-only --select last --device cpu --encoder {encoder} --data {corpus}".split(),
+        "--out", f"{tmp_path}/out", "--parallel", f"{tmp_path}/en.txt", f"{tmp_path}/de.txt"])) == 3
     files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".jsonl", ".json", ".failed")]
     names = {"train.jsonl", "seed1.jsonl", "failed.json", "seed1.lr1e+11.failed"}
     assert {path.name for path in files} == names
