@@ -17,7 +17,8 @@ def outputs(model, corners, a1, a2, inputs):
     corners: three dicts {name: tensor}, of both, src and tgt in this order, with the names and shapes of
     model.named_parameters(). A parameter that the module uses under two names is there once. Buffers, which
     are not trained, are in none of them: they stay the module's own.
-    inputs: a tensor, for the model. Gradients are switched off.
+    inputs: a tensor, for the model.
+    Whoever calls this has switched gradients off and chosen train() or eval().
 
     Neither the model nor the corners may be changed, not even for a moment, and nothing may be left over from
     one call to the next: rounding would pile up.

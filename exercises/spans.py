@@ -1,8 +1,9 @@
 """Span F1: the score of named entity recognition, from BIO tags that may be no valid ones (App. A).
 
-A tag is "O" (outside), "B-TYPE" (a span begins) or "I-TYPE" (inside of one), and TYPE is any word, such as
-PER. A model predicts a tag at a time, so an "I-" may stand where nothing goes on. It is *repaired*, in gold
-tags and in predicted ones alike: an I- that does not go on with a span of its own type begins a new one.
+A tag is "O" (outside), "B-TYPE" (a span begins) or "I-TYPE" (inside of one), and TYPE is a word without a
+hyphen, such as PER. A model predicts a tag at a time, so an "I-" may stand where nothing goes on. It is
+*repaired*, in gold tags and in predicted ones alike: an I- that does not go on with a span of its own type
+begins a new one.
 """
 
 def spans(tags):

@@ -15,7 +15,7 @@ def best_tree(scores):
     Returns a list or an array of n + 1 ints, the head of each; that of ROOT is 0 by convention. The total is
     the sum of scores[d, heads[d]] over the words d from 1 to n. Of several best trees any one will do.
 
-    best_tree(np.array([[0, 0, 0], [5, 0, 4], [5, 1, 0]])) is [0, 2, 0]: of totals 9 (this one), 6 and,
+    best_tree(np.array([[0, 0, 0], [5, 0, 4], [5, 1, 0]], float)) is [0, 2, 0]: of totals 9 (this one), 6 and,
     with two words on ROOT, 10. A sentence of 40 words must not take more than a few seconds.
     """
     raise NotImplementedError("best_tree is yours to write: the best tree with one word on ROOT")

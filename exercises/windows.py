@@ -23,5 +23,7 @@ def windows(lengths, room, context):
     of the subword `left`. A list of ints.
 
     windows([2, 2, 1], 4, 1) is [(0, 4, [0, 2]), (3, 5, [1])].
+    windows([1, 4, 1], 4, 1) is [(0, 1, [0]), (0, 4, [1]), (4, 6, [1])]: alone, the second word
+    would fit; behind its context it is cut.
     """
     raise NotImplementedError("windows is yours to write: which subwords each window shows, and reads where")
