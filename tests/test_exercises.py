@@ -1,12 +1,16 @@
 """exercises/check.py: the kit's functions get full points, typical mistakes do not, and no file breaks it."""
 
 import ast
+import contextlib
+import importlib.metadata
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -319,3 +323,127 @@ def test_a_file_that_hangs_ends_or_breaks_costs_its_own_points_alone(tmp_path):
     (tmp_path / "tree.py").write_text("import sys\nsys.exit(0)\n")
     said = command("spans", "tree", "--folder", tmp_path)
     assert said.returncode == 1 and "spans    not done yet" in said.stdout and "SystemExit" in said.stdout
+
+# ---- find the bug -----------------------------------------------------------------------------------------
+
+BUGS = sorted((KIT / "exercises" / "bugs").glob("*.patch"))
+GIT, PATCH = ("git", "apply"), ("patch", "-p1", "--quiet")
+
+def patched(patch, folder, *command):
+    """Apply a patch to the kit's files in a folder that is no checkout; names of the files that differ."""
+    subprocess.run(command, cwd=folder, check=True, input=patch.read_bytes())
+    return [path.name for path in folder.glob("*.py") if path.read_bytes() != (KIT / path.name).read_bytes()]
+
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with a copy of the kit's files."""
+    for path in KIT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+def languages(reproduce):
+    """The languages of the batches of an epoch, from first to last."""
+    return "".join(lang for lang, _ in reproduce.batch_order((("A", 64), ("B", 64)), 8, 1, 0))
+
+def difference(heads):
+    """How far what a corner of the plane gives lies from what its model gives."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(64, 1).eval().requires_grad_(False), torch.randn(9, 64)
+    plane = heads.Plane(model, [dict(model.named_parameters())] * 3)
+    plane.move(0, 0)
+    return (plane(x) - model(x)).abs().max().item()
+
+def pull(heads):
+    """How hard the loss pulls at the arcs of each word of a sentence; number 0 is ROOT, the root word 2."""
+    head, arcs = heads.Biaffine(8, 3).eval(), torch.zeros(1, 4, 4, requires_grad=True)
+    head.arcs = lambda h, real: arcs
+    gold = torch.tensor([[[-1, -1], [2, 0], [0, 1], [2, 2]]])
+    batch = SimpleNamespace(gold=gold, real=torch.ones(1, 4, dtype=torch.bool))
+    head.loss(torch.zeros(1, 4, 8), batch).backward()
+    return [value > 0 for value in arcs.grad[0].abs().sum(-1).tolist()]
+
+def signs(folder):
+    """What is wrong with the kit in a folder."""
+    reproduce, heads = (imported(folder / f"{name}.py", f"patched_{name}") for name in ("reproduce", "heads"))
+    return {"one": languages(reproduce) == "A" * 8 + "B" * 8,
+            "two": 1e-4 < difference(heads) < 0.1,
+            "three": pull(heads) == [False, True, False, True]}
+
+def test_the_kit_shows_none_of_the_faults():
+    assert not any(signs(KIT).values())
+    assert difference(imported(KIT / "heads.py", "kits_heads")) == 0
+    assert pull(imported(KIT / "heads.py", "kits_heads")) == [False, True, True, True]
+
+@pytest.mark.parametrize("patch", BUGS, ids=[patch.stem for patch in BUGS])
+def test_a_patch_applies_has_its_fault_alone_and_can_be_undone(patch, copied):
+    for command in (GIT, PATCH):
+        if shutil.which(command[0]):
+            assert len(patched(patch, copied, *command)) == 1
+            assert [fault for fault, there in signs(copied).items() if there] == [patch.stem]
+            assert not patched(patch, copied, *command, "-R")
+    headers = [line for line in patch.read_text().splitlines() if line[:1] not in " +-"]
+    assert len(headers) == 1 and headers[0].endswith(" @@")   # which tells nothing of the fault
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", BUGS, ids=[patch.stem for patch in BUGS])
+def test_the_kit_runs_to_its_end_with_a_fault(patch, copied, encoder, corpus):
+    patched(patch, copied, *GIT)
+    command = ("reproduce.py --task parsing --src en --tgt de --seeds 1 --epochs 1 --lines-only --device cpu "
+               f"--encoder {encoder} --data {corpus} --out out")
+    done = subprocess.run([sys.executable, *command.split()], cwd=copied, capture_output=True, text=True)
+    assert done.returncode == 0 and (copied / "out" / "report.md").exists(), done.stderr
+
+# ---- the notebook -----------------------------------------------------------------------------------------
+
+NOTEBOOK = KIT / "exercises" / "start.ipynb"
+
+def cells():
+    """The sources of the notebook's code cells."""
+    return ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]
+            if cell["cell_type"] == "code"]
+
+def test_the_notebook_holds_no_outputs_and_its_toy_is_flat_on_a_and_climbs_on_b():
+    book = json.loads(NOTEBOOK.read_text())
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book["cells"])
+    assert "Colab" in "".join(book["cells"][0]["source"])
+    [toy] = [source for source in cells() if "functional_call" in source]
+    threads, said = torch.get_num_threads(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(toy, {})
+    torch.set_num_threads(threads)
+    rows = [[float(number) for number in line.split()] for line in said.getvalue().splitlines()[1:]]
+    on_a, on_b = [row[1] for row in rows], [row[2] for row in rows]
+    assert len(rows) == 11 and min(on_a) > 0.9 and on_b[0] < 0.6 and on_b[-1] > 0.95
+    assert all(after - before > -0.01 for before, after in zip(on_b, on_b[1:]))
+
+def test_the_notebook_installs_what_is_missing_and_leaves_torch_alone(monkeypatch):
+    versions, commands = {"torch": "2.9.0+cu126", "transformers": "4.57.1", "numpy": "2.0.2"}, []
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.chdir(KIT / "exercises")
+    exec(cells()[0], {})
+    [[*_, quiet, first, second, third]] = commands
+    assert [line.split("==")[0] for line in (quiet, first, second, third)] == [
+        "-q", "transformers", "matplotlib", "tqdm"]
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(copied):
+    import nbclient
+    import nbformat
+    shutil.copy(KIT / "requirements.txt", copied)
+    (copied / "exercises").mkdir()
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(book, timeout=900, kernel_name="python3",
+                            resources={"metadata": {"path": str(copied / "exercises")}}).execute()
+    found = [[output for output in cell.outputs] for cell in book.cells if cell.cell_type == "code"]
+    said = ["".join(output.get("text", "") for output in outputs) for outputs in found]
+    assert said[0] == "installed now: nothing, all was there\n"
+    assert sum("image/png" in output.get("data", {}) for output in found[2]) == 2
+    assert "Look first at results/start/report.md" in said[1] and said[3].count("| accuracy | scratch") == 2
+    assert all(text.count("\n") < 50 for text in said)
