@@ -1,4 +1,5 @@
-"""exercises/check.py: the kit's functions get full points, typical mistakes do not, and no file breaks it."""
+"""The exercises. check.py: the kit's functions get full points, typical mistakes do not, no file breaks it;
+bugs: each patch has the fault that it is there for; start.ipynb: it runs from top to bottom."""
 
 import ast
 import contextlib
