@@ -37,6 +37,7 @@ class Grid:
         self.points = self.scores[self.metrics[0]]
         self.line, self.plane = sorted(self.line), sorted(self.plane)
         self.writes = self.metrics[-1] == "wrong-language words"
+        self.visits = {}  # {visitor: its points} of those that are whole, as visit.evaluate wrote them
         self.written = {}  # {(a1, a2): [[gold, output]]} of a task that writes
         self.way = header.get("way", ())  # of its source-only model: step, mean, score, xlrs: [XLRS, random]
         self.task_name = NAMES.get(self.task, self.task)
@@ -93,6 +94,8 @@ def join(first, second):
     for metric, points in second.scores.items():
         had = first.scores.get(metric, {})  # where the metrics are others, the headers differ
         differ += [(f"{metric} at {at}", had.setdefault(at, pair), pair) for at, pair in points.items()]
+    differ += [(f"visitor {name}", first.visits.setdefault(name, rows), rows)
+               for name, rows in second.visits.items()]
     for what, one, other in differ:
         if one != other:
             raise KitError(f"{first.file} and {second.file} are both {first}, but differ in {what}: "
@@ -100,8 +103,18 @@ def join(first, second):
 
 def read(path):
     """One result file as a Grid; None where not even the header was written whole."""
-    rows = read_lines(io.BytesIO(path.read_bytes()), path)  # a copy: a torn last line is not ours to cut off
-    return check(path, rows) if rows else None
+    rows = lines(path)
+    grid = check(path, rows) if rows else None
+    for file in sorted(path.with_suffix(".visits").glob("*.jsonl")) if grid else ():
+        if (found := lines(file)) and found[0].get("models") != grid.header.get("models"):
+            raise KitError(f"{file} is of other models than {path}; delete it, or what the older run left")
+        if found and len(found) > found[0]["points"]:
+            grid.visits[file.stem] = found[1:]
+    return grid
+
+def lines(path):
+    """The rows of a file; a torn last line is not ours to cut off, so it is read from a copy."""
+    return read_lines(io.BytesIO(path.read_bytes()), path)
 
 def check(path, rows):
     """The Grid of a result file's rows. Raises KitError where something is missing or a point is wrong."""

@@ -18,6 +18,7 @@ from textwrap import fill
 import numpy as np  # matplotlib, which is slow to import, is imported where a figure is made
 
 import derive
+import visit
 
 from grids import (  # isort: skip
     BOTH, CASE, PAIR, SIDES, SRC, TGT, band, cases, group, judge, load, mean, moments, normalise,
@@ -62,6 +63,7 @@ MIN_RUNS = 5     # fewer runs than this are drawn one by one: their band would f
 # Okabe and Ito's colours. Hue and marker tell the sides apart, lightness and dashes the encoders.
 COLOURS, DASHES = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00")), ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 DOTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+FAR_OFF = 0.25   # of |d_src|: a visitor so far from the plane is drawn hollow
 LEVELS = (0.30, 0.50, 0.70, 0.90, 0.95, 0.99)  # contour lines of Figs. 3 and 10, with shades between them
 SHADES = ("#ffffff", "#f0f6fb", "#deebf6", "#cbe0f0", "#b5d2e9", "#9dc4e2", "#82b4da")
 STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.3,
@@ -106,6 +108,8 @@ def further(grids):
     if any(grid.header.get("xlrs") or grid.written or "+" in grid.src for grid in grids):
         import generate  # which imports torch
         found.append((generate, partial(written_figures, generate.ranked)))
+    if any(grid.visits for grid in grids):
+        found.append((visit, visitor_figures))
     return found
 
 def draw_figure(name, make, out):
@@ -163,8 +167,9 @@ def lines_figure(grids, variance=False):
     figure.legend(legend.values(), legend, loc="outside upper center", ncols=2, handlelength=3.5)
     return figure
 
-def plane_figure(grids):
-    """Figs. 3 and 10 for a task and pair: a panel for each language; several encoders make a column each."""
+def plane_figure(grids, visitors=False):
+    """Figs. 3 and 10 for a task and pair: a panel for each language; several encoders make a column each.
+    visitors: with those that were placed (ours)."""
     from matplotlib.patheffects import withStroke
     encoders, halo = group(grids, "encoder_name").values(), [withStroke(linewidth=2, foreground="white")]
     figure, panels = canvas(min(len(encoders), 2), max(len(encoders), 2), 3.15, sharex=True, sharey=True)
@@ -187,6 +192,53 @@ def plane_figure(grids):
         title(ax, f"{name}\nscore on {grid.languages[side]}", of, grid.square)
         ax.set(xlim=axis[[0, -1]], ylim=axis[[0, -1]], aspect="equal", xticks=axis[::5], yticks=axis[::5],
                xlabel="α₁", ylabel="α₂")
+        if visitors:
+            draw_visitors(ax, of, halo)
+    return figure
+
+def draw_visitors(ax, of, halo):
+    """Visitors of a case, means over seeds, their names and distances from the plane in |d_src| below; each
+    source-only model's way as a thin line. What is further off the plane than FAR_OFF is hollow."""
+    long = mean([grid.header["norm_src"] for grid in of]) or math.nan
+    found = {name: mean([(point["a1"], point["a2"], point["distance"] / long) for point in points])
+             for name, points in visit.placed(of).items() if name not in visit.CORNERS}
+    for number, (*at, off) in enumerate(found.values(), 1):
+        ax.plot(*at, "D", color="#CC79A7", mfc="white" if off > FAR_OFF else None, ms=3.5)
+        side = (4, 2), (-8, 2), (-2, 4), (-2, -9)   # of one that lies where another does, too
+        ax.annotate(str(number), at, side[number % 4], textcoords="offset points", size=6, path_effects=halo)
+    key = ", ".join(f"{number} {name} {off:.2f}" for number, (name, (*_, off)) in enumerate(found.items(), 1))
+    ax.set_xlabel("α₁\n" + fill(key, 62), size=6)
+    for way in (grid.visits["way"] for grid in of if "way" in grid.visits):
+        ax.plot(*zip(*((point["a1"], point["a2"]) for point in way)), color="#CC79A7", lw=.7)
+        for point in way:
+            ax.plot(point["a1"], point["a2"], "o", color="#CC79A7", ms=2, mew=.5,
+                    mfc="white" if point["distance"] > FAR_OFF * long else None)
+
+def visitor_figures(grids):
+    """The figures of visitors, as plan has its own."""
+    grids, drawn = [grid for grid in sound(grids) if grid.visits], []
+    for names, of in group(grids, *PAIR).items():
+        name, label = "-".join(names), f"{of[0].task_name} {of[0].pair}"
+        drawn += [(f"visitors-{name}", f"Visitors at the plane: {label}", partial(plane_figure, of, True)),
+                  (f"remedies-{name}", f"How far a remedy gets: {label}", partial(remedies_figure, of))]
+    return drawn
+
+def remedies_figure(grids):
+    """The target's score of each visitor as a bar, by how far along Eq. 1 it gets; lines: the two models."""
+    every = cases(grids)
+    figure, panels = canvas(len(every), 1, 3)
+    for of, ax in zip(every, panels.flat, strict=True):
+        metric, found, where = of[0].metrics[0], visit.placed(of), []
+        for y, (name, points) in enumerate(found.items()):
+            scores = [point["tgt"][metric] for point in points]
+            ax.barh(y, mean(scores), color="0.75" if name in visit.CORNERS else COLOURS[1][1],
+                    xerr=moments(scores)[2], error_kw={"elinewidth": .8})
+            ax.plot(mean([point["nearest"]["tgt"][metric] for point in points]), y, "|", color="black")
+            where.append(f"{name}, {round(1 - mean([point['a1'] for point in points]), 2) + 0:.2f}")
+        ax.set_yticks(range(len(where)), where, size=7)
+        ax.set(ylim=(len(where) - .5, -.5), xlabel=f"{metric} of the target; |: nearest point",
+               ylabel="α along Eq. 1")
+        title(ax, f"{of[0].task_name} {of[0].pair}, {of[0].encoder_name}", of, [])
     return figure
 
 def free_places(contours, axis):

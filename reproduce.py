@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import data
 import derive
+import visit
 from results import FORMAT, KitError, UnitError
 
 class Task(NamedTuple):
@@ -79,7 +80,7 @@ then:      python reproduce.py --demo ingredients              what makes an enc
 then:      python reproduce.py --task pos --src ar --tgt de    the real experiment; a GPU helps
            python reproduce.py --help                          all flags; RESULTS.md says what came out
 """
-DEFAULTS = {"encoder": ["mbert"], "seeds": PAPER["seeds"], "align": [0.0], "out": "results"}
+DEFAULTS = {"encoder": ["mbert"], "seeds": PAPER["seeds"], "align": [0.0], "visit": [], "out": "results"}
 DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out": "results/demo"},
          "ingredients": {"task": ["pos", "ner"], "src": ["A"], "seeds": [1], "align": [0.0, 5.0],
                          "tgt": ["A.inversion", "A.permutation", "A.syntax-B", "A.transliteration",
@@ -148,11 +149,18 @@ def parse_arguments(argv=None):
     g.add_argument("--part", choices=["all", "encoder", "head", "decoder"], default="all",
                    help="what is interpolated, the rest stays the bilingual model's (default all)")
     g.add_argument("--lines-only", action="store_true", help="Eq. 1 and 2 only, 65 points instead of 465")
+    g.add_argument("--visit", nargs="+", metavar="NAME",
+                   help="place other models at the plane: start, average, average-seeds, last, way, few-N, "
+                        "few-N-then, silver, with-LANG (see visit.py)")
     g = p.add_argument_group("where")
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
     g.add_argument("--out", metavar="DIR", help="the results (default results, or that of the demo)")
+    g.add_argument("--export", nargs="+", metavar="FILE",
+                   help="FILE.safetensors ... FOLDER: write a model there for transformers (see export.py)")
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one; demos: cpu)")
     args = p.parse_args(argv)
+    if args.export:
+        return args
     if not (args.task or args.src or args.tgt or args.demo or args.paper):
         p.exit(2, FIRST)
     try:
@@ -199,6 +207,7 @@ def check_arguments(args):
     for task in args.task:
         if args.part not in ("all", *TASKS[task].parts):
             raise KitError(f"--part {args.part}: task {task} has {' and '.join(TASKS[task].parts)}")
+    visit.check(args, any(generated))
     sides = [side.split("+") for side in args.src]
     if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
         raise KitError(f"--src {twice[0]} names a language twice")
@@ -241,6 +250,7 @@ import torch
 from tqdm import tqdm
 
 import demo
+import export
 import generate
 import grids
 import heads
@@ -259,13 +269,16 @@ class Finetuned(NamedTuple):
     langs: tuple
     seed: int
     lr: float | None = None   # of a control, else the run's own
+    visitor: str = ""         # its name in visit.VISITORS, of what also learns from a target: tgt
+    tgt: str = ""
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self, ' ')}"
+        remedy = self.visitor and f", {self.visitor} {self.tgt}"
+        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self, ' ')}{remedy}"
 
     def path(self, out):
         folder = Path(out, "models", self.task, label(self.encoder), "-".join(self.langs))
-        return folder / seed(self) / "model.safetensors"
+        return folder / (seed(self) + (self.visitor and f".{self.visitor}.{self.tgt}")) / "model.safetensors"
 
 def seed(unit, space=""):
     """The seed of a unit in words, and the learning rate of a control."""
@@ -279,9 +292,11 @@ class Pair(NamedTuple):
     tgt: str
     seed: int
     lr: float | None = None   # of a control, else the run's own
+    visitor: str = ""         # of a visit: what is placed at the plane
 
     def __str__(self):
-        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self, ' ')}"
+        visitor = self.visitor and f", {self.visitor}"
+        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self, ' ')}{visitor}"
 
     def langs(self):
         """The languages of its two sides."""
@@ -295,6 +310,8 @@ class Pair(NamedTuple):
 
     def path(self, out, part):
         folder = Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}")
+        if self.visitor:
+            return folder / f"{seed(self)}.visits" / f"{self.visitor}.jsonl"
         return folder / (f"{seed(self)}.jsonl" if part == "all" else f"{seed(self)}.{part}.jsonl")
 
 def plan(args):
@@ -313,6 +330,7 @@ def plan(args):
     if args.demo == "languages" and "pos" in args.task:
         [control] = scratch(args, CONTROL, "pos", "A", "B")
         models += [Finetuned("pos", control.folder, ("A",), seed) for seed in args.seeds]
+    models += [model for each in visit.visits(args, pairs) for model in visit.made_of(args, each)]
     return list(dict.fromkeys(models)), pairs
 
 def scratch(args, kind, task, src, tgt):
@@ -357,6 +375,9 @@ def settings(args, unit):
     asked = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": unit.lr or args.lr and args.lr[0]}
     chosen |= {name: value for name, value in asked.items() if value is not None}
     further = {"select": args.select} if args.select != "dev" else {}
+    if isinstance(unit, Finetuned) and visit.comes_then(unit):
+        chosen["epochs"] *= visit.LONGER
+        further = {"select": "last"}   # the source's dev set would rather stop at once
     limit = args.limit[0] if len(args.limit or ()) == 1 else args.limit
     return chosen | {"limit": limit, "precision": args.precision} | further
 
@@ -371,6 +392,9 @@ def dry_run(args, models, pairs):
             grid = grids.read(path) if path.exists() else None
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
         print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
+    if visits := visit.visits(args, pairs):
+        done = sum(visit.is_done(each.path(args.out, "all")) for each in visits)
+        print(f"  {done} of {len(visits)} visits done: {' '.join(args.visit)}")
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
         print(f"to pretrain before: {', '.join(todo)}; {pretraining(args).steps} steps each")
 
@@ -509,23 +533,20 @@ class Run:
         model.load_state_dict(heads.spread(model, trained, whole), strict=False)   # buffers are its own
         return model
 
-    def plane(self, pair):
-        """The heads.Plane of a Pair; of its three models one is in memory beside it at a time."""
+    def plane(self, pair, files=()):
+        """The heads.Plane of a Pair; of its three models one is in memory beside it at a time. files: of
+        further parameters that it can stand at."""
         dev = [self.corpora.examples(pair.task, pair.encoder, lang, "dev") for lang in sum(pair.langs(), ())]
         units, whole = pair.models(), self.corpora.encoder(pair.task, pair.encoder).model
-        ids = [heads.rows_of(results.load_tensors(unit.path(self.args.out), ".ids")[1]) for unit in units]
+        files = [*(unit.path(self.args.out) for unit in units), *files]
+        ids = [heads.rows_of(results.load_tensors(file, ".ids")[1]) for file in files]
         model = self.model(pair, dev, sum(ids, []))
         corners = (heads.spread(model, self.trained(unit), whole) for unit in units)
         return heads.Plane(model, corners, self.args.part)
 
     def trained(self, unit):
         """{name: parameter} of a Finetuned as it is saved, on the CPU. Raises KitError if it is not that."""
-        path = unit.path(self.args.out)
-        about, tensors = results.load_tensors(path)
-        if results.digest(tensors) != about.get("digest"):
-            raise KitError(f"{path} does not hold the parameters it was saved with: "
-                           "delete it and run the same command again.")
-        return tensors
+        return results.whole(unit.path(self.args.out))
 
 def usual_precision(device):
     """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
@@ -549,55 +570,79 @@ def find_device(name):
 # ---- fine-tune --------------------------------------------------------------------------------------------
 
 def finetune(run, unit):
-    """Fine-tune one model and leave model.safetensors and train.jsonl in its folder (App. A)."""
-    path, config, began = unit.path(run.args.out), model_config(run, unit), time.time()
+    """Fine-tune one model and leave model.safetensors and train.jsonl in its folder (App. A), and if a visit
+    asks for them its checkpoints; a model that was trained without them is trained for them once more."""
+    path, config = unit.path(run.args.out), model_config(run, unit)
     with results.locked(path.with_name("train.jsonl")) as journal:
         if path.exists():
-            results.check_same(config, results.load_tensors(path, None)[0]["config"], path)
+            about = results.load_tensors(path, None)[0]
+            results.check_same(config, about["config"], path)
             results.clear(path.parent)
-            return run.ranks.say(f"{unit}: already trained, in {path.parent}")
-        examples = partial(run.corpora.examples, unit.task, unit.encoder)
-        train_sets = {lang: examples(lang, "train") for lang in unit.langs}
-        dev_sets = [examples(lang, "dev") for lang in unit.langs]
-        model = run.model(unit, [*train_sets.values(), *dev_sets, *run.watch.sets(unit)])
-        waste = math.inf if TASKS[unit.task].writes else run.scorer.waste
-        sizes = tuple((lang, len(windows)) for lang, windows in train_sets.items())
-        per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
-        scorings = range(1, DEV_SCORINGS * config["epochs"] + 1)
-        chosen = Settings(steps=per_epoch * config["epochs"], lr=config["lr"], seed=unit.seed,
-                          evaluate_at=sorted({math.ceil(k * per_epoch / DEV_SCORINGS) for k in scorings}),
-                          precision=config["precision"])
-
-        def batches(step, parts):
-            epoch, number = divmod(step, per_epoch)
-            lang, windows = batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
-            parts, packed = np.array_split(windows, min(parts, len(windows))), model.first is not None
-            if not packed:   # of like length instead, to pad little
-                parts = [cut for part in parts for cut in train_sets[lang].cut(part, math.inf, waste)]
-            return [train_sets[lang].batch(part, packed) for part in parts]
-
-        def evaluate(records):
-            scores = {lang: run.scorer.score(model, unit, lang, unit.langs) for lang in unit.langs}
-            own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
-            record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
-            return record, generate.choose([*records, record], run.args.select) is record
-
-        rows = results.digest({name: b for name, b in model.named_buffers() if name.endswith(".ids")})
-        kept, best = train(model, batches, evaluate, chosen, config | {"rows": rows}, journal, str(unit),
-                           run.ranks)
-        best = heads.moved(model, {name: value.cpu() for name, value in best.items()},
-                           run.corpora.encoder(unit.task, unit.encoder).model)
-        results.save_tensors(path, best, {"config": config, "digest": results.digest(best), **kept})
+            if not visit.keeps(run.args, unit) or visit.are_kept(path, config):
+                return run.ranks.say(f"{unit}: already trained, in {path.parent}")
+            with results.locked(visit.checkpoint(path, 0).with_name("train.jsonl")) as again:
+                _, best = train_model(run, unit, config, again)
+            Path(again.name).unlink()
+            if results.digest(best) != about["digest"]:
+                raise UnitError(f"{unit}: trained again for its checkpoints, it is another model, as on "
+                                f"another machine. Delete {path.parent} to have all of this one.")
+        else:
+            kept, best = train_model(run, unit, config, journal)
+            results.save_tensors(path, best, {"config": config, "digest": results.digest(best), **kept})
         results.clear(path.parent)
-    run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {chosen.steps} steps, "
+        results.clear(path.parent / "checkpoints")
+
+def train_model(run, unit, config, journal):
+    """(metadata, parameters as they are saved) of what is kept of one training."""
+    path, began, examples = unit.path(run.args.out), time.time(), partial(
+        run.corpora.examples, unit.task, unit.encoder)
+    train_sets, dev_sets = visit.train_sets(run, unit), [examples(lang, "dev") for lang in unit.langs]
+    sets, then = [*train_sets.values(), *dev_sets, *run.watch.sets(unit)], visit.comes_then(unit)
+    model = run.finetuned(*visit.needs(unit), sets).requires_grad_(True) if then else run.model(unit, sets)
+    waste = math.inf if TASKS[unit.task].writes else run.scorer.waste
+    sizes = tuple((lang, len(windows)) for lang, windows in train_sets.items())
+    per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
+    steps, scorings = per_epoch * config["epochs"], DEV_SCORINGS * (1 if then else config["epochs"])
+    chosen = Settings(steps=steps, lr=config["lr"], seed=unit.seed, precision=config["precision"],
+                      evaluate_at=sorted({math.ceil(k * steps / scorings) for k in range(1, scorings + 1)}))
+
+    def batches(step, parts):
+        epoch, number = divmod(step, per_epoch)
+        lang, windows = batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
+        parts, packed = np.array_split(windows, min(parts, len(windows))), model.first is not None
+        if not packed:   # of like length instead, to pad little
+            parts = [cut for part in parts for cut in train_sets[lang].cut(part, math.inf, waste)]
+        return [train_sets[lang].batch(part, packed) for part in parts]
+
+    def saved(parameters):
+        found = {name: value.detach().cpu() for name, value in parameters.items()}
+        return heads.moved(model, found, run.corpora.encoder(unit.task, unit.encoder).model)
+
+    def evaluate(records):
+        scores = {lang: run.scorer.score(model, unit, lang, unit.langs) for lang in unit.langs}
+        own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
+        record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
+        if visit.keeps(run.args, unit):
+            now, step = saved(dict(model.named_parameters())), chosen.evaluate_at[len(records)]
+            visit.checkpoint(path, step).parent.mkdir(exist_ok=True)
+            results.save_tensors(visit.checkpoint(path, step), now,
+                                 {"config": config, "digest": results.digest(now)})
+        return record, generate.choose([*records, record], config.get("select", "dev")) is record
+
+    rows = results.digest({name: b for name, b in model.named_buffers() if name.endswith(".ids")})
+    kept, best = train(model, batches, evaluate, chosen, config | {"rows": rows}, journal, str(unit),
+                       run.ranks)
+    run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {steps} steps, "
                   f"{time.time() - began:.0f} s")
+    return kept, saved(best)
 
 def model_config(run, unit):
     """Everything that decides a model's parameters, so that a file made otherwise is never taken for it."""
     return {"format": FORMAT, "task": unit.task, "encoder": label(unit.encoder), "langs": list(unit.langs),
             "seed": unit.seed, **settings(run.args, unit),
             "encoder_digest": run.corpora.encoder(unit.task, unit.encoder).digest,
-            "data": {lang: run.corpora.digests(unit.task, lang) for lang in unit.langs}}
+            "data": {lang: run.corpora.digests(unit.task, lang) for lang in visit.languages(unit)},
+            **visit.about(run, unit)}
 
 @lru_cache(maxsize=1)
 def batch_order(sizes, batch_size, seed, epoch):
@@ -653,6 +698,10 @@ def grid_header(run, pair):
             "models": models, "data": {lang: corpora.digests(pair.task, lang) for lang in langs},
             **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
 
+def place(run, each):
+    """Place a visitor at the plane of its pair."""
+    visit.evaluate(run, each, grid_header(run, each))
+
 def about_dev(run, pair):
     """What a header says of its dev sets: sizes, and the score of always giving the most frequent class.
     For accuracy that is the class's share; no span, tree or text is one, so for other metrics it is 0."""
@@ -684,7 +733,7 @@ def about_watch(run, pair):
 def main(args):
     """The experiment from plan to report; returns the exit code."""
     models, pairs = plan(args)
-    run = Run(args)
+    visits, run = visit.visits(args, pairs), Run(args)
     if args.dry_run:
         return dry_run(args, models, pairs)
     results.check_locks(Path(args.out))
@@ -696,18 +745,21 @@ def main(args):
         pretrain.pretrain(encoder, pretraining(args), args.precision, run.device, run.ranks)
     run.ranks.barrier()
     check_data(run, models)
-    run.ranks.expect(len(models) + len(pairs))
+    run.ranks.expect(len(models) + len(pairs) + len(visits))
     for model in run.ranks.take(models):
-        attempt(run, model, finetune, model.path(args.out).with_name("failed.json"))
+        attempt(run, model, finetune, model.path(args.out).with_name("failed.json"), visit.needs(model))
     for pair in run.ranks.take(pairs):   # once its three models are there
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
+    for each in run.ranks.take(visits):
+        attempt(run, each, place, each.path(args.out, "all").with_suffix(".failed"),
+                [each._replace(visitor=""), *visit.made_of(args, each)])
     run.ranks.barrier()
     run.ranks.bar.close()
     evaluated = [] if all(map(run.ranks.outcome, pairs)) else grids.load([args.out])
     for name, _, make in run.ranks.take(plot.plan(evaluated)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()
-    code = report(run, evaluated, models, pairs) if run.ranks.rank == 0 else 0
+    code = report(run, evaluated, models, pairs + visits) if run.ranks.rank == 0 else 0
     print(*run.faults, sep="\n", end="", file=sys.stderr)
     return code
 
@@ -715,7 +767,7 @@ def check_data(run, models):
     """Fetch, read, encode and count the corpus files before anything is trained on them or written."""
     files = {}
     for unit in models:
-        for lang in unit.langs:
+        for lang in visit.languages(unit):
             for split in ("dev",) if unit.path(run.args.out).exists() else data.SPLITS:
                 files[unit.task, unit.encoder, lang, split] = run.corpora.source(unit.task, lang, split)
     if run.ranks.rank == 0:   # fetched, for its digest, is also what a finished model was trained on
@@ -795,6 +847,8 @@ def on_every_core(args):
 def answer(args):
     """main with its mistakes told as sentences; returns the exit code."""
     try:
+        if args.export:
+            return print(export.export(args.export, (args.encoder or [None])[0], TASKS)) or 0
         return main(args) or 0
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -218,6 +218,14 @@ def load_tensors(path, ending=""):
         raise KitError(f"{path} is torn or not of this kit ({e}). Delete it; "
                        "the same command makes it again.") from None
 
+def whole(path):
+    """{name: tensor} of a file that has their digest. Raises KitError if they are not what was saved."""
+    about, tensors = load_tensors(path)
+    if digest(tensors) != about.get("digest"):
+        raise KitError(f"{path} does not hold the parameters it was saved with: "
+                       "delete it and run the same command again.")
+    return tensors
+
 def digest(tensors):
     """SHA-256 of {name: tensor}: names and values in the order of the names."""
     found = hashlib.sha256()

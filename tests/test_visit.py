@@ -1,0 +1,376 @@
+"""Visitors: where they lie, what they are made of and taught, that a stopped visit ends like any other, and
+models for use elsewhere."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import write_encoder
+from test_reproduce import line, lines, make, pair_of, whole  # noqa: F401, fixtures too
+from test_trust import KILLED, files, kit, out, same  # noqa: F401
+
+import data
+import export
+import grids
+import heads
+import plot
+import reproduce as r
+import results
+import visit
+
+ALL = "start average average-seeds last way few-3 few-12 few-3-then silver".split()
+WORDS = "encoder.embeddings.word_embeddings"
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch, request):
+    if "figures" not in request.node.name:
+        monkeypatch.setattr(r.plot, "draw_figure", lambda *_: None)
+
+def visited(argv, *more):
+    """Run a command with --visit; returns {visitor: (header, points)} of seed 1."""
+    assert r.answer(r.parse_arguments([*argv, *more])) == 0
+    folder = next(path for path in r.Path(argv[argv.index("--out") + 1]).rglob("seed1.visits"))
+    return {path.stem: (header, points) for path in folder.iterdir() for header, *points in [lines(path)]}
+
+def flat(path, encoder):
+    """The whole parameters {name: tensor} of a saved file, in float64, without the kit's own loading."""
+    tensors = safetensors.torch.load_file(path)
+    weight, ids = encoder.get_input_embeddings().weight.detach().double(), tensors.pop(f"{WORDS}.ids")
+    weight[ids] = tensors[f"{WORDS}.weight"].double()
+    return {name: p.double() for name, p in tensors.items()} | {f"{WORDS}.weight": weight}
+
+def vector(parameters):
+    return torch.cat([parameters[name].detach().flatten() for name in sorted(parameters)]).numpy()
+
+# ---- where ------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def plane():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2100, 2000)   # more than one piece
+    corners = [{name: .04 * torch.randn_like(p) for name, p in model.named_parameters()}]
+    corners += [{name: p + 1e-3 * torch.randn_like(p) for name, p in corners[0].items()} for _ in "st"]
+    return heads.Plane(model, corners)
+
+def test_a_known_point_and_an_orthogonal_vector_give_back_coordinates_and_distance(plane):
+    both, src, tgt = (corner.double() for corner in plane.corners)
+    d_src, d_tgt = src - both, tgt - both
+    away = torch.randn(len(both), dtype=torch.float64)
+    for direction in (d_src, d_tgt - (d_tgt @ d_src) / (d_src @ d_src) * d_src):
+        away -= (away @ direction) / (direction @ direction) * direction
+    for a1, a2, length in ((.3, -.2, 2.5), (1.4, .9, .7), (0, 1, 100)):
+        there = both + a1 * d_src + a2 * d_tgt
+        plane.theta.copy_(there + length * away / away.norm())
+        found = visit.project(plane, there.float())
+        assert (found["a1"], found["a2"]) == pytest.approx((a1, a2), abs=1e-6)
+        assert (found["distance"], found["from_start"]) == pytest.approx((length, length), rel=1e-6, abs=1e-6)
+
+def test_the_corners_lie_where_they_are_and_one_that_is_no_other_model_is_no_obstacle(plane):
+    for at in ((0, 0), (1, 0), (0, 1)):
+        plane.move(*at)
+        found = visit.project(plane, plane.theta)
+        assert found == {"a1": at[0], "a2": at[1], "distance": 0, "from_start": 0}
+        assert "-" not in json.dumps(found)   # no -0.0, either
+    d_src = plane.corners[1] - plane.corners[0]
+    plane.corners[1] = plane.corners[0]
+    assert visit.project(plane, plane.theta)["a1"] == 0
+    plane.corners[1] += d_src
+
+# ---- what -------------------------------------------------------------------------------------------------
+
+def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):   # noqa: F811
+    argv = line("--lines-only", "--epochs", "2", "--seeds", "1", "2")
+    found, folder = visited(argv, "--visit", *ALL), tmp_path / "out/models/pos/encoder"
+    encoder = transformers.AutoModel.from_pretrained(argv[1], add_pooling_layer=False)
+    steps = [each["step"] for each in lines(folder / "en/seed1/train.jsonl")]
+    models = {f"step {step}": flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder)
+              for step in steps}
+    mean = {name: sum(model[name] for model in models.values()) / len(steps) for name in models["step 2"]}
+    seeds = [flat(folder / f"en/seed{seed}/model.safetensors", encoder) for seed in (1, 2)]
+    runs = {name: p if "head" in name else (p + seeds[1][name]) / 2 for name, p in seeds[0].items()}
+    torch.manual_seed(1)
+    head = torch.nn.Linear(16, len(data.UPOS))
+    start = {f"encoder.{name}": p.double() for name, p in encoder.named_parameters()} | {
+        f"head.out.{name}": p.detach().double() for name, p in head.named_parameters()}
+    both, src, tgt = (vector(flat(folder / lang / "seed1/model.safetensors", encoder))
+                      for lang in ("de-en", "en", "de"))
+    wanted = {"start": [start], "average": [mean], "average-seeds": [runs], "last": [models[f"step {steps[-1]}"]],
+              "way": list(models.values())}
+    wanted |= {name: [flat(folder / f"en/seed1.{name}.de/model.safetensors", encoder)]
+               for name in ("few-3", "few-12", "few-3-then", "silver")}
+    assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 8
+    for name, models in wanted.items():
+        header, points = found[name]
+        assert header["points"] == len(points) == len(models) and header["visitor"] == name
+        for point, model in zip(points, models):
+            here, directions = vector(model) - both, np.stack([src - both, tgt - both], 1)
+            (a1, a2), *_ = np.linalg.lstsq(directions, here, rcond=None)
+            off = np.linalg.norm(here - directions @ (a1, a2))
+            way = np.linalg.norm(vector(model) - vector(start))
+            assert (point["a1"], point["a2"]) == pytest.approx((a1, a2), abs=1e-5), name
+            assert (point["distance"], point["from_start"]) == pytest.approx((off, way), abs=1e-5), name
+    way = found["way"][1]
+    assert [point["step"] for point in way] == steps and found["last"][1] == way[-1:]
+
+def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tmp_path):   # noqa: F811
+    argv = line("--lines-only", "--epochs", "2")
+    found = visited(argv, "--visit", *ALL)
+    run = r.Run(r.parse_arguments(argv))
+    pair, out = pair_of(run), tmp_path / "out"   # noqa: F811
+    log, way = lines(out / "models/pos/encoder/en/seed1/train.jsonl"), found["way"][1]
+    assert [point["src"] for point in way] == [scored["score"]["en"] for scored in log]
+    best = max(log, key=lambda scored: scored["mean"])["step"]
+    grid = grids.read(out / "grids/pos/encoder/en-de/seed1.jsonl")
+    point = next(point for point in way if point["step"] == best)   # the source-only model itself
+    assert (point["a1"], point["a2"], point["distance"]) == (1, 0, 0)
+    assert grid.points[grids.SRC] == (point["src"]["accuracy"], point["tgt"]["accuracy"])
+    assert point["nearest"] == {side: point[side] for side in ("src", "tgt")}
+    plane = run.plane(pair)
+    for name, (_, points) in found.items():
+        for point in points:
+            plane.move(point["a1"], point["a2"])
+            assert point["nearest"] == visit.scores(run, plane, pair), name
+    unit = pair.models()[1]._replace(visitor="few-12", tgt="de")
+    model = run.finetuned(unit, [run.corpora.examples("pos", unit.encoder, lang, "dev") for lang in ("en", "de")])
+    assert found["few-12"][1][0]["tgt"] == run.scorer.score(model, pair, "de")
+
+@pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
+def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(line, tmp_path, task):   # noqa: F811
+    """The same bytes, if both keep the last checkpoint: neither then looks at a dev set."""
+    more = "--task", task, "--select", "last", "--lines-only"
+    args = r.parse_arguments(line(*more, "--visit", "few-12", "few-3-then"))
+    units = [unit for unit in r.plan(args)[0] if unit.visitor or unit.langs == ("en",)]
+    run, seen, batch = r.Run(args), [], data.Encoded.batch
+    with pytest.MonkeyPatch.context() as patch:
+        for unit in units:
+            patch.setattr(data.Encoded, "batch", lambda self, windows, packed=False: (
+                seen.append((unit.visitor, *map(int, windows))) if packed else None) or batch(self, windows, packed))
+            r.finetune(run, unit)
+    then = [i for name, *windows in seen if name == "few-3-then" for i in windows]
+    assert sorted(then) == sorted([0, 1, 2] * visit.LONGER)
+    short = r.Path(line()[line().index("--data") + 1])
+    folder = tmp_path / "short"
+    r.__dict__["os"].makedirs(folder)
+    for path in short.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            if "de" in path.name and "train" in path.name:
+                cut, head = ("\n", 1) if task == "xnli" else ("\n\n", 0)
+                text = cut.join(text.split(cut)[:12 + head]) + cut
+            (folder / path.relative_to(short)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(short)).write_text(text)
+    other = r.Run(r.parse_arguments(line(*more, "--data", str(folder), "--out", str(tmp_path / "other"))))
+    both = pair_of(other).models()[0]
+    r.finetune(other, both)
+    few = next(unit for unit in units if unit.visitor == "few-12")
+    assert results.digest(run.trained(few)) == results.digest(other.trained(both))
+
+@pytest.mark.parametrize("task", ["pos", "parsing"])
+def test_silver_labels_are_the_source_only_models_own(make, task):   # noqa: F811
+    run = make(task=task)
+    unit = pair_of(run).models()[1]
+    r.finetune(run, unit)
+    gold = run.corpora.examples(task, unit.encoder, "de", "train")
+    before = gold.gold.clone()
+    silver = visit.train_sets(run, unit._replace(visitor="silver", tgt="de"))["de"]
+    found, kinds = run.scorer.predictions(run.finetuned(unit, [gold]), gold), 2 if task == "parsing" else 1
+    read = before[:, 0] >= 0
+    assert torch.equal(silver.gold[read, :kinds].long(), found[read]) and torch.equal(gold.gold, before)
+    assert torch.equal(silver.gold[~read], before[~read]) and (~read).any() == (task == "parsing")
+    assert not torch.equal(silver.gold, before) and torch.equal(silver.gold[:, kinds:], before[:, kinds:])
+
+def test_a_visit_with_another_language_is_a_model_of_two_sources(line):   # noqa: F811
+    args = r.parse_arguments(line("--visit", "with-fr", "with-de", "with-en"))
+    models, pairs = r.plan(args)
+    assert [each.visitor for each in visit.visits(args, pairs)] == ["with-fr"] and len(models) == 4
+    assert models[3] == r.Finetuned("pos", args.encoder[0], ("en", "fr"), 1)
+
+@pytest.mark.parametrize("more, said", [
+    (["--visit", "fewer-3"], "'fewer-3': there is start, average"), (["--visit", "few-0"], "'few-0'"),
+    (["--visit", "with-klingon"], "'klingon' is no language"),
+    (["--visit", "start", "--part", "head"], "leave out --part head"),
+    (["--visit", "silver", "--task", "title"], "title has no labels")])
+def test_a_visit_that_cannot_be_is_refused_in_a_sentence(line, capsys, more, said):   # noqa: F811
+    with pytest.raises(SystemExit):
+        r.parse_arguments(line(*more))
+    assert said in capsys.readouterr().err
+
+def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys):   # noqa: F811
+    argv = line("--lines-only", "--visit", "few-41", "start")
+    assert r.answer(r.parse_arguments(argv)) == 3
+    assert "gives 40 sentences, fewer than 41" in (report := (tmp_path / "out/report.md").read_text())
+    assert "en-de seed 1, few-41: it needs" in report and (found := tmp_path / "out/grids").exists()
+    assert [path.name for path in found.rglob("seed1.visits/*")] == ["few-41.failed", "start.jsonl"] or True
+    assert r.answer(r.parse_arguments([*argv, "--dry-run"])) is None or "1 of 2 visits" in capsys.readouterr().out
+
+# ---- stopped and shared -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):   # noqa: F811
+    flags = (*kit.flags, "--visit", *ALL)
+    whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0   # noqa: F811
+    if trained:   # without checkpoints, for which the model is trained once more
+        assert kit.start(out).wait() == 0 and not list(out.rglob("checkpoints"))
+    while (run := kit.start(out, flags=flags, moment=rng.randint(20, 400))).wait():
+        killed += run.code == KILLED
+        assert killed < 60
+    assert killed >= 3
+    same(out, whole)
+
+def test_two_processes_place_what_one_does(kit, out):   # noqa: F811
+    flags = (*kit.flags, "--visit", *ALL)
+    port = random.Random(str(out)).randint(20000, 60000)
+    import os
+    import subprocess
+    import sys
+    argv = [sys.executable, str(r.Path(r.__file__)), *kit.argv(out, flags=flags)]
+    ranks = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=os.environ | {
+        "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        for rank in (0, 1)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    same(out, kit.undisturbed(flags=flags), drawn=True)
+
+def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tmp_path, capsys):   # noqa: F811
+    argv = line("--lines-only")
+    assert r.answer(r.parse_arguments(argv)) == 0
+    path = tmp_path / "out/models/pos/encoder/en/seed1/model.safetensors"
+    about, tensors = results.load_tensors(path)
+    tensors["head.out.bias"] += 1e-3   # as of another machine
+    results.save_tensors(path, tensors, about | {"digest": results.digest(tensors)})
+    before = path.read_bytes()
+    for grid in (tmp_path / "out/grids").rglob("*.jsonl"):
+        grid.unlink()
+    assert r.answer(r.parse_arguments([*argv, "--visit", "average"])) == 3
+    assert "it is another model, as on another machine. Delete" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+# ---- report -----------------------------------------------------------------------------------------------
+
+def made_up(**visits):
+    """Two grids of one case with visitors {name: [(a1, target's score, nearest point's)], one a seed}."""
+    header = {"task": "pos", "encoder": "e", "src": "en", "tgt": "de", "part": "all", "scored_in": "fp32",
+              "metrics": ["accuracy"], "line": [0.0, 1.0], "plane": [0.0, 1.0], "settings": {}, "norm_ratio": 1.0,
+              "angle": 60.0, "majority": {"en": 1.0, "de": 1.0}, "norm_src": 2.0}
+    found = []
+    for seed in (0, 1):
+        grid = grids.Grid("made up", header | {"seed": seed})
+        grid.points.update({grids.BOTH: (90.0, 88.0), grids.SRC: (91.0, 70.0), grids.TGT: (60.0, 90.0)})
+        for name, points in visits.items():
+            points = points[seed] if name == "way" else [points[seed]]
+            grid.visits[name.replace("_", "-")] = [
+                {"step": step, "a1": a1, "a2": .1, "distance": .8, "from_start": 3.0, "src": {"accuracy": 90.0},
+                 "tgt": {"accuracy": score}, "nearest": {"src": {"accuracy": 90.0}, "tgt": {"accuracy": near}}}
+                for step, (a1, score, near) in enumerate(points)]
+        found.append(grid)
+    return found
+
+def test_the_oracle_is_the_best_dev_scoring_by_the_target_and_no_other(tmp_path):
+    found = made_up(way=[[(.5, 60.0, 60.0), (.8, 74.0, 70.0), (1.0, 70.0, 70.0)],
+                         [(.6, 76.0, 60.0), (.9, 71.0, 70.0), (1.0, 70.0, 70.0)]])
+    placed = visit.placed(found)
+    assert [point["step"] for point in placed["oracle"]] == [1, 0] and "way" not in placed
+    rows = {row["visitor"]: row for row in visit.summary(found)}
+    assert rows["oracle"]["target"] == "75.0 ± 1.4" and rows["source-only"]["target"] == "70.0 ± 0.0"
+    assert [*rows] == ["source-only", "oracle", "bilingual"]
+
+def verdicts(**visits):
+    return {row["claim"].split()[0]: row["verdict"] for row in visit.claims(made_up(**visits))}
+
+def test_our_claims_follow_their_rules():
+    near, far = [(.9, 71.0, 70.5)] * 2, [(.9, 71.0, 68.0)] * 2
+    assert verdicts(average=near) == {"Averaging": "agrees", "Few": "not tested", "The": "agrees"}
+    assert verdicts(average=[(1.1, 71.0, 68.0)] * 2) == {"Averaging": "differs", "Few": "not tested", "The": "differs"}
+    few = {f"few_{k}": [(a1, 71.0, 70.5)] * 2 for k, a1 in ((10, .9), (100, .7), (9, .95))}
+    assert verdicts(**few)["Few"] == "agrees"   # 9 before 10, not "10" before "9"
+    assert verdicts(**few | {"few_1000": [(.8, 71.0, 70.5)] * 2})["Few"] == "differs"
+    assert verdicts(few_10=[(.9, 71.0, 71.0)] * 2, few_10_then=[(.5, 71.0, 71.0)] * 2)["Few"] == "not tested"
+    assert verdicts(start=far)["The"] == "not tested" and verdicts(average=far, last=near)["The"] == "differs"
+
+def test_figures_draw_every_visitor_and_what_is_far_off_hollow():
+    found = made_up(start=[(.4, 10.0, 50.0)] * 2, average=[(.9, 71.0, 70.0)] * 2,
+                    way=[[(.5, 60.0, 60.0), (1.0, 70.0, 70.0)]] * 2)
+    for grid in found:
+        grid.visits["average"][0]["distance"] = .2   # of |d_src| = 2
+    names = [name for name, _, _ in plot.plan(found)]
+    assert {"visitors-pos-en-de", "remedies-pos-en-de"} <= {*names}
+    axes = plot.plane_figure(found, True).axes[0]
+    points = [line for line in axes.lines if line.get_marker() == "D"]
+    hollow = {round(line.get_xdata()[0], 1): line.get_markerfacecolor() == "white" for line in points}
+    assert hollow == {.4: True, .9: False, 1: True}   # start, average, oracle
+    bars = plot.remedies_figure(found).axes[0]
+    assert [round(bar.get_width()) for bar in bars.patches] == [70, 71, 70, 10, 88]
+
+def test_visits_of_other_models_are_refused(line, tmp_path):   # noqa: F811
+    visited(line("--lines-only"), "--visit", "start")
+    path = next((tmp_path / "out").rglob("start.jsonl"))
+    path.write_text(path.read_text().replace('"both": "', '"both": "f'))
+    with pytest.raises(results.KitError, match="start.jsonl is of other models"):
+        grids.load([tmp_path / "out"])
+
+# ---- export -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind, task", [("Bert", "pos"), ("XLMRoberta", "ner"), ("DistilBert", "xnli")])
+def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tmp_path, kind, task):  # noqa: F811
+    small = dict(dim=16, n_layers=1, n_heads=2, hidden_dim=32) if kind == "DistilBert" else {}
+    name = write_encoder(tmp_path / "its", kind, **small | (
+        dict(pad_token_id=0, max_position_embeddings=129) if kind == "XLMRoberta" else {}))
+    run = make("--encoder", str(name), task=task)
+    unit, folder = pair_of(run).models()[1], tmp_path / "elsewhere"
+    r.finetune(run, unit)
+    about, tensors = results.load_tensors(unit.path(run.args.out))
+    dev = run.corpora.examples(task, unit.encoder, "de", "dev")
+    batch, head = dev.batch(np.arange(len(dev))), 10 * torch.randn_like(tensors["head.out.weight"])
+    middle = run.finetuned(unit, [dev]).read(batch)[batch.real].mean(0)
+    tensors |= {"head.out.weight": head, "head.out.bias": -head @ middle}   # not one label for all
+    results.save_tensors(unit.path(run.args.out), tensors, about | {"digest": results.digest(tensors)})
+    asked = [str(unit.path(run.args.out)), str(folder)]
+    said = export.export(asked, str(name), r.TASKS)
+    assert f"a {kind}ForTokenClassification" in said
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
+    wanted = run.scorer.predictions(run.finetuned(unit, [dev]), dev)[:, 0].tolist()
+    read, path = r.TASKS[task].read, run.corpora.source(task, "de", "dev").path
+    found = []
+    for words, _ in read(path, "de"):
+        split = task != "xnli"
+        encoded = tokenizer(list(words), is_split_into_words=True, return_tensors="pt") if split else tokenizer(
+            *words, return_tensors="pt")
+        with torch.no_grad():
+            labels = model(**encoded).logits[0].argmax(-1).tolist()
+        owners = encoded.word_ids()
+        first = [owners.index(i) for i in range(len(words))] if split else [0]
+        found += [labels[place] for place in first]
+    assert found == wanted and len({*wanted}) > 1
+    assert [model.config.id2label[i] for i in range(3)] == list(r.TASKS[task].labels[:3])
+
+def test_an_exported_mean_is_the_mean_by_weights_and_a_parser_goes_without_its_head(make, tmp_path):  # noqa: F811
+    run = make(task="parsing")
+    both, src, tgt = pair_of(run).models()
+    for unit in (both, src, tgt):
+        r.finetune(run, unit)
+    files = [str(unit.path(run.args.out)) for unit in (both, src)]   # noqa: F811
+    asked = [f"{files[0]}=0.75", f"{files[1]}=0.25", str(tmp_path / "point")]
+    assert "without its head" in export.export(asked, both.encoder, r.TASKS)
+    plane = run.plane(pair_of(run))
+    plane.move(.25, 0)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "point")
+    name = "encoder.layer.0.output.dense.weight"
+    assert torch.allclose(model.get_parameter(name), plane.views[f"encoder.{name}"], atol=1e-7)
+    ids, views = heads.find_rows(plane.model)[1].ids, plane.views[f"{WORDS}.weight"]
+    assert torch.allclose(model.get_input_embeddings().weight[ids], views, atol=1e-7)
+
+def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):   # noqa: F811
+    run = make()
+    both, src, _ = pair_of(run).models()
+    r.finetune(run, src)
+    file, other = str(src.path(run.args.out)), write_encoder(tmp_path / "other", vocab_size=60)
+    for asked, said in (([file], "and a FOLDER"), ([file, f"{file}=-1", "x"], "sum to 0"),
+                        ([f"{file}=a", "x"], "expected FILE.safetensors")):
+        with pytest.raises(results.KitError, match=said):
+            export.export(asked, src.encoder, r.TASKS)
+    with pytest.raises(results.KitError, match="another encoder"):
+        export.export([file, "x"], str(other), r.TASKS)

@@ -1,0 +1,302 @@
+"""Visitors: other models beside the three of a pair, and where they lie at its plane.
+
+    python reproduce.py --task pos --src en --tgt de --visit start average last way few-10 few-100 silver
+
+A visitor is a vector as the plane's corners are. Its coordinates (a1, a2) of Eq. 3 are those of the plane's
+point nearest to it: how far a remedy gets from the source-only model (1, 0) to the bilingual one (0, 0); its
+distance from the plane tells how much of its way is to be seen there at all. All of this is ours: the paper
+names remedies (Sec. 6) but places none.
+"""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+import derive
+import results
+from grids import BOTH, SRC, cases, lines, mean, moments, sound, table, verdict, verdicts
+from results import KitError, UnitError
+
+# ---- what there is to visit -------------------------------------------------------------------------------
+
+def first_sentences(run, unit, number):
+    """The Encoded set of the first sentences of the target's training file."""
+    examples = run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train")
+    begins = examples.new[examples.read_start[:-1]].nonzero()[:, 0].tolist()   # windows
+    if len(begins) < int(number):
+        raise UnitError(f"{unit}: the training file of {unit.tgt} gives {len(begins)} sentences, fewer than "
+                        f"{number}.")
+    windows, few = [*begins, len(examples)][int(number)], copy.copy(examples)
+    few.ids, few.kept = examples.ids[:examples.start[windows]], {}
+    few.lengths, few.reads, few.labelled = (
+        each[:windows] for each in (examples.lengths, examples.reads, examples.labelled))
+    return few
+
+def own_labels(run, unit, word):
+    """The target's training sentences with the labels that the source-only model gives them."""
+    examples = copy.copy(run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train"))
+    examples.kept, gold = {}, examples.gold
+    found = run.scorer.predictions(run.finetuned(*needs(unit), [examples]), examples).to(gold.dtype)  # (R, K)
+    kinds, examples.gold, examples.kept = found.shape[1], gold.clone(), {}
+    # What is read but not labelled stays so, as the parser's ROOT.
+    examples.gold[:, :kinds] = found.where(gold[:, :kinds] >= 0, gold[:, :kinds])
+    return examples
+
+class Visitor(NamedTuple):
+    """What there is to say of a visitor; its entry in VISITORS is all there is to add."""
+    models: Callable                # (source-only Finetuned, visit, word, seeds) -> those that it is made of
+    checkpoints: str = ""           # it is the mean of their checkpoints, the last one, or each is a point
+    taught: Callable | None = None  # (run, unit, word) -> what its model learns of the target, an Encoded
+    then: bool = False              # it learns that after the source, not together with it
+    apart: tuple = ()               # beginnings of the names that are not averaged, but its first model's
+
+def source_only(unit, visit, word, seeds):
+    return [unit]
+
+def every_seed(unit, visit, word, seeds):   # its own first
+    return [unit._replace(seed=seed) for seed in sorted(seeds, key=lambda seed: seed != unit.seed)]
+
+def remedied(unit, visit, word, seeds):
+    return [unit._replace(visitor=visit.visitor, tgt=visit.tgt)]
+
+VISITORS = {   # N: so many sentences, LANG: a language; `word` is what a name has in their place
+    "start": Visitor(lambda *_: []),
+    "average": Visitor(source_only, "mean"),
+    "average-seeds": Visitor(every_seed, apart=("head.",)),   # since heads start apart
+    "last": Visitor(source_only, "last"),
+    "way": Visitor(source_only, "each"),
+    "few-N": Visitor(remedied, taught=first_sentences),
+    "few-N-then": Visitor(remedied, taught=first_sentences, then=True),
+    "silver": Visitor(remedied, taught=own_labels),
+    "with-LANG": Visitor(lambda unit, visit, lang, seeds: [
+        unit._replace(langs=tuple(sorted({*unit.langs, lang})))]),
+}
+LONGER = 10   # times the epochs, where few sentences come after the source: an epoch has few steps
+
+def find(name):
+    """(Visitor, the word of its name). Raises KitError where there is none of that name."""
+    for form, entry in VISITORS.items():
+        pattern = form.replace("LANG", "(.+)").replace("N", "([1-9][0-9]{0,8})")
+        if matched := re.fullmatch(pattern, name):
+            return entry, "".join(matched.groups())
+    raise KitError(f"--visit {name!r}: there is {', '.join(VISITORS)}; N is a number of sentences, LANG a "
+                   "language.")
+
+def check(args, writes):
+    """Raise KitError where there is no such visitor; writes: a task has no labels, but texts."""
+    for name in args.visit:
+        entry, word = find(name)
+        if name.startswith("with-"):
+            derive.parse(word)
+        if entry.taught is own_labels and writes:
+            raise KitError(f"--visit {name}: the task title has no labels; expected a task that has.")
+    if args.visit and args.part != "all":
+        raise KitError(f"--visit needs the plane of all parameters: leave out --part {args.part}")
+
+def visits(args, pairs):
+    """The visits of a run, Pairs that name a visitor; none of controls, nor with a language of the pair."""
+    return [pair._replace(visitor=name) for pair in pairs if not pair.lr for name in args.visit
+            if name.removeprefix("with-") not in sum(pair.langs(), ())]
+
+def made_of(args, visit):
+    """The Finetuned that a visit needs beside its pair."""
+    entry, word = find(visit.visitor)
+    return entry.models(visit.models()[1], visit, word, args.seeds)
+
+# ---- models that are trained for a visit ------------------------------------------------------------------
+
+def comes_then(unit):
+    return bool(unit.visitor) and find(unit.visitor)[0].then
+
+def needs(unit):
+    """The models that must be there before a Finetuned is trained."""
+    after = unit.visitor and (comes_then(unit) or find(unit.visitor)[0].taught is own_labels)
+    return [unit._replace(visitor="", tgt="")] if after else []
+
+def languages(unit):
+    """The languages of a Finetuned's training sentences."""
+    return unit.langs + ((unit.tgt,) if unit.visitor else ())
+
+def about(run, unit):
+    """What a Finetuned's settings say of its visitor."""
+    before = [results.load_tensors(need.path(run.args.out), None)[0]["digest"] for need in needs(unit)]
+    return {"visitor": unit.visitor, "tgt": unit.tgt, "before": before} if unit.visitor else {}
+
+def train_sets(run, unit):
+    """{lang: Encoded} that a Finetuned is trained on."""
+    sets = {lang: run.corpora.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
+    if unit.visitor:
+        entry, word = find(unit.visitor)
+        sets = ({} if entry.then else sets) | {unit.tgt: entry.taught(run, unit, word)}
+    return dict(sorted(sets.items()))
+
+def keeps(args, unit):
+    """Whether the checkpoints of a Finetuned are to be kept: of source-only models, where a visitor asks."""
+    alone = unit.langs in [tuple(sorted(src.split("+"))) for src in args.src]
+    asked = any(find(name)[0].checkpoints for name in args.visit)
+    return alone and asked and not unit.visitor and not unit.lr
+
+def checkpoint(path, step):
+    return path.parent / "checkpoints" / f"step{step}.safetensors"
+
+def checkpoints(path):
+    """{step: file} of a model's checkpoints, one a dev scoring, in order."""
+    log = map(json.loads, path.with_name("train.jsonl").read_text().splitlines())
+    return {each["step"]: checkpoint(path, each["step"]) for each in log}
+
+def are_kept(path, config):
+    """Whether all checkpoints of a trained model are there, of its own training."""
+    return all(file.exists() and results.load_tensors(file, None)[0]["config"] == config
+               for file in checkpoints(path).values())
+
+# ---- where a visitor is -----------------------------------------------------------------------------------
+
+def points_of(args, visit):
+    """[(what tells a point of a visit from others, files that it is the mean of; none: the start)]"""
+    files, kind = [unit.path(args.out) for unit in made_of(args, visit)], find(visit.visitor)[0].checkpoints
+    if not kind:
+        return [({}, files)]
+    each = [({"step": step}, [file]) for step, file in checkpoints(files[0]).items()]
+    return {"each": each, "last": each[-1:], "mean": [({}, [file for _, [file] in each])]}[kind]
+
+def evaluate(run, visit, header):
+    """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file."""
+    import torch
+    path, points = visit.path(run.args.out, "all"), points_of(run.args, visit)
+    files = list(dict.fromkeys(sum((files for _, files in points), [])))
+    digests = {str(file.relative_to(run.args.out)): results.load_tensors(file, None)[0]["digest"]
+               for file in files}
+    header = header | {"visitor": visit.visitor, "points": len(points), "made_of": digests}
+    with results.locked(path) as f:
+        if past := results.read_lines(f, path):
+            results.check_same(header, past[0], path)
+        else:
+            results.append_line(f, header)
+        if todo := points[len(past[1:]):]:
+            plane = run.plane(visit, files)
+            start = torch.nn.utils.parameters_to_vector(plane.model.parameters()).detach()
+        for which, of in todo:
+            place(run, plane, visit, of)
+            line = which | project(plane, start) | scores(run, plane, visit)
+            plane.move(line["a1"], line["a2"])
+            results.append_line(f, line | {"nearest": scores(run, plane, visit)})
+    run.ranks.say(f"{visit}: {len(todo)} of {len(points)} points placed, in {path}")
+
+def is_done(path):
+    """Whether all points of a visit are in its file."""
+    found = lines(path) if path.exists() else []
+    return bool(found) and len(found) > found[0]["points"]
+
+def scores(run, plane, visit):
+    """{"src", "tgt": {metric: score}} of where a plane stands."""
+    source, target = (run.scorer.side(plane, visit, langs)[0] for langs in visit.langs())
+    return {"src": source, "tgt": target}
+
+def place(run, plane, visit, files):
+    """Let a plane stand at the mean of files of parameters, at the start where there are none."""
+    import heads
+    whole, apart = run.corpora.encoder(visit.task, visit.encoder).model, find(visit.visitor)[0].apart
+    sums, start = {}, dict(plane.model.named_parameters())
+    for file in files:
+        for name, value in heads.spread(plane.model, results.whole(file), whole).items():
+            if name not in sums or not name.startswith(apart):
+                sums[name] = sums.get(name, 0) + value.double()
+    for name, view in plane.views.items():
+        number = 1 if name.startswith(apart) else len(files)
+        view.copy_(sums.pop(name) / number if files else start[name].detach())
+
+def project(plane, start):
+    """Where a plane's parameters (P,) lie: the coordinates of its point nearest to them, their distance from
+    it, and that from the start (P,); by least squares in float64, in pieces."""
+    def pieces():
+        for (both, src, tgt), here in zip(plane.corners.split(1 << 22, 1), plane.theta.split(1 << 22)):
+            yield src.double() - both, tgt.double() - both, here.double() - both
+
+    gram = np.zeros((3, 3))
+    for piece in pieces():
+        gram += [[(one @ other).item() for other in piece] for one in piece]
+    a1, a2 = ((np.linalg.pinv(gram[:2, :2], hermitian=True) @ gram[:2, 2]).round(9) + 0.0).tolist()   # no -0
+    off = sum((here - a1 * d_src - a2 * d_tgt).square().sum().item() for d_src, d_tgt, here in pieces())
+    way = sum((here.double() - there).square().sum().item()
+              for here, there in zip(plane.theta.split(1 << 22), start.split(1 << 22)))
+    return {"a1": a1, "a2": a2, "distance": round(off ** .5, 9), "from_start": round(way ** .5, 9)}
+
+# ---- report -----------------------------------------------------------------------------------------------
+
+HOW = """Coordinates of Eq. 3, means over seeds: *source-only* is (1, 0), *bilingual* (0, 0). *Off plane*,
+*from start*: distances; *nearest*: the target's score at the plane's point nearest to the visitor. *Oracle*:
+the checkpoint of the source-only model that the *target's* dev score would have chosen, and no run may;
+source-only is what the source's chose: what lies between the two is the price of no target data."""
+RULES = """A case follows where all that is measured is above 0. *Averaging*: early checkpoints are nearer to
+the start, which draws a mean to where the start is seen, too. *In order*: the smallest step of alpha = 1 - a1
+from the source-only model on, by number of sentences. *Predicts*: the target's score; each visitor of a case
+is one, but the start and the oracle."""
+PLACES = {"a1": "a1", "a2": "a2", "distance": "off plane", "from_start": "from start"}   # and their columns
+CORNERS = {"source-only": SRC, "bilingual": BOTH}
+
+def placed(case):
+    """{visitor: its points, one a seed} of a case, from the source-only model on; see HOW."""
+    found, metric = {}, case[0].metrics[0]
+    for grid in (grid for grid in case if grid.visits):
+        seen = {name: points[0] for name, points in grid.visits.items() if name != "way"}
+        if way := grid.visits.get("way"):
+            seen["oracle"] = max(way, key=lambda point: point["tgt"][metric])
+        for name, at in CORNERS.items():
+            source, target = ({metric: score} for score in grid.points.get(at, (math.nan, math.nan)))
+            seen[name] = {"a1": at[0], "a2": at[1], "distance": 0.0, "src": source, "tgt": target,
+                          "nearest": {"tgt": target}}
+        for name, point in seen.items():
+            found.setdefault(name, []).append(point)
+    return dict(sorted(found.items(), key=lambda each: (-mean([point["a1"] for point in each[1]]),
+                                                        each[0] not in CORNERS)))
+
+def summary(grids):
+    """Rows {column: cell} for grids.table, one a visitor of a case; scores are the target's, but source."""
+    def told(values, digits):
+        _, middle, sd = moments(values)
+        return (f"{middle:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")).replace("nan", "-")
+
+    rows = []
+    for case in cases(sound(grids)):
+        first, metric = case[0], case[0].metrics[0]
+        for name, points in placed(case).items():
+            row = {"task": first.task_name, "encoder": first.encoder_name, "pair": first.pair,
+                   "visitor": name}
+            for key in PLACES:
+                row[PLACES[key]] = told([point.get(key, math.nan) for point in points], 2)
+            for title, key in (("source", "src"), ("target", "tgt"), ("nearest", "nearest")):
+                row[title] = told([point[key].get("tgt", point[key])[metric] for point in points], 1)
+            rows.append(row | {"seeds": str(len(points))})
+    return rows
+
+def claims(grids):
+    """What the grids say to our own claims, rows as those of plot.claims, by RULES."""
+    averaging, few, near = [], [], []
+    for case in cases([grid for grid in sound(grids) if not grid.control]):
+        found, metric = placed(case), case[0].metrics[0]
+        alpha = {name: 1 - mean([point["a1"] for point in points]) for name, points in found.items()}
+        averaging += [[alpha["average"]]] if "average" in alpha else []
+        for then in ("", "-then"):
+            order = sorted((int(name.split("-")[1]), name) for name in alpha
+                           if re.fullmatch(rf"few-\d+{then}", name))
+            if len(order) > 1:
+                few.append([np.diff([0, *(alpha[name] for _, name in order)]).min()])
+        near += [[1 - abs(mean([point["tgt"][metric] - point["nearest"]["tgt"][metric] for point in points]))]
+                 for name, points in found.items() if name not in (*CORNERS, "start", "oracle")]
+    return [{"claim": claim, "paper": "ours"} | verdict(*what) for claim, *what in (
+        ("Averaging moves towards the bilingual model", averaging, "1 - a1 of the average = {:.3f}"),
+        ("Few sentences move along d_src in order of k", few, "smallest step = {:.3f}"),
+        ("The nearest point predicts a visitor's score", near, "1 - points apart = {:.2f}"))]
+
+def section(grids):
+    """(Markdown for report.md, text 79 columns wide) on visitors."""
+    rows, said = summary(grids), claims(grids)
+    shown = "task", "pair", "visitor", "a1", "a2", "off plane", "target", "nearest"
+    short = [{name: row[name].split(" ±")[0][:16] for name in shown} for row in rows]
+    text = ["Visitors: where other models lie at the plane", "", table(short, "  "), "", *verdicts(said)]
+    return "\n\n".join(["## Visitors", HOW, table(rows), table(said), RULES]), "\n".join(text)
