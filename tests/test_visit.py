@@ -302,7 +302,7 @@ def test_figures_draw_every_visitor_and_what_is_far_off_hollow():
     hollow = {round(line.get_xdata()[0], 1): line.get_markerfacecolor() == "white" for line in points}
     assert hollow == {.4: True, .9: False, 1: True}   # start, average, oracle
     bars = plot.remedies_figure(found).axes[0]
-    assert [round(bar.get_width()) for bar in bars.patches] == [70, 71, 70, 10, 88]
+    assert [round(bar.get_width()) for bar in bars.patches] == [70, 70, 71, 10, 88]
 
 def test_visits_of_other_models_are_refused(line, tmp_path):   # noqa: F811
     visited(line("--lines-only"), "--visit", "start")
