@@ -393,7 +393,8 @@ def dry_run(args, models, pairs):
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
         print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
     if visits := visit.visits(args, pairs):
-        done = sum(visit.is_done(each.path(args.out, "all")) for each in visits)
+        paths = [(each.path(args.out, "all").parent.with_suffix(".jsonl"), each.visitor) for each in visits]
+        done = sum(path.exists() and name in getattr(grids.read(path), "visits", ()) for path, name in paths)
         print(f"  {done} of {len(visits)} visits done: {' '.join(args.visit)}")
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
         print(f"to pretrain before: {', '.join(todo)}; {pretraining(args).steps} steps each")

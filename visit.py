@@ -19,7 +19,7 @@ import numpy as np
 
 import derive
 import results
-from grids import BOTH, SRC, cases, lines, mean, moments, sound, table, verdict, verdicts
+from grids import BOTH, SRC, cases, mean, moments, sound, table, verdict, verdicts
 from results import KitError, UnitError
 
 # ---- what there is to visit -------------------------------------------------------------------------------
@@ -49,31 +49,23 @@ def own_labels(run, unit, word):
 
 class Visitor(NamedTuple):
     """What there is to say of a visitor; its entry in VISITORS is all there is to add."""
-    models: Callable                # (source-only Finetuned, visit, word, seeds) -> those that it is made of
-    checkpoints: str = ""           # it is the mean of their checkpoints, the last one, or each is a point
-    taught: Callable | None = None  # (run, unit, word) -> what its model learns of the target, an Encoded
+    checkpoints: str = ""           # of the source-only model: it is their mean, the last, or each is a point
+    taught: Callable | None = None  # (run, unit, word) -> what a model learns of the target, an Encoded
     then: bool = False              # it learns that after the source, not together with it
+    models: Callable = lambda unit, word, seeds: [unit]   # those that it is the mean of, from the source-only
     apart: tuple = ()               # beginnings of the names that are not averaged, but its first model's
 
-def source_only(unit, visit, word, seeds):
-    return [unit]
-
-def every_seed(unit, visit, word, seeds):   # its own first
-    return [unit._replace(seed=seed) for seed in sorted(seeds, key=lambda seed: seed != unit.seed)]
-
-def remedied(unit, visit, word, seeds):
-    return [unit._replace(visitor=visit.visitor, tgt=visit.tgt)]
-
 VISITORS = {   # N: so many sentences, LANG: a language; `word` is what a name has in their place
-    "start": Visitor(lambda *_: []),
-    "average": Visitor(source_only, "mean"),
-    "average-seeds": Visitor(every_seed, apart=("head.",)),   # since heads start apart
-    "last": Visitor(source_only, "last"),
-    "way": Visitor(source_only, "each"),
-    "few-N": Visitor(remedied, taught=first_sentences),
-    "few-N-then": Visitor(remedied, taught=first_sentences, then=True),
-    "silver": Visitor(remedied, taught=own_labels),
-    "with-LANG": Visitor(lambda unit, visit, lang, seeds: [
+    "start": Visitor(models=lambda *_: []),
+    "average": Visitor("mean"),
+    "average-seeds": Visitor(apart=("head.",), models=lambda unit, word, seeds: [   # heads start apart
+        unit._replace(seed=seed) for seed in sorted(seeds, key=lambda seed: seed != unit.seed)]),
+    "last": Visitor("last"),
+    "way": Visitor("each"),
+    "few-N": Visitor(taught=first_sentences),
+    "few-N-then": Visitor(taught=first_sentences, then=True),
+    "silver": Visitor(taught=own_labels),
+    "with-LANG": Visitor(models=lambda unit, lang, seeds: [
         unit._replace(langs=tuple(sorted({*unit.langs, lang})))]),
 }
 LONGER = 10   # times the epochs, where few sentences come after the source: an epoch has few steps
@@ -105,12 +97,15 @@ def visits(args, pairs):
 
 def made_of(args, visit):
     """The Finetuned that a visit needs beside its pair."""
-    entry, word = find(visit.visitor)
-    return entry.models(visit.models()[1], visit, word, args.seeds)
+    (entry, word), unit = find(visit.visitor), visit.models()[1]
+    if entry.taught:
+        return [unit._replace(visitor=visit.visitor, tgt=visit.tgt)]
+    return entry.models(unit, word, args.seeds)
 
 # ---- models that are trained for a visit ------------------------------------------------------------------
 
 def comes_then(unit):
+    """Whether a Finetuned goes on from the source-only model."""
     return bool(unit.visitor) and find(unit.visitor)[0].then
 
 def needs(unit):
@@ -186,11 +181,6 @@ def evaluate(run, visit, header):
             plane.move(line["a1"], line["a2"])
             results.append_line(f, line | {"nearest": scores(run, plane, visit)})
     run.ranks.say(f"{visit}: {len(todo)} of {len(points)} points placed, in {path}")
-
-def is_done(path):
-    """Whether all points of a visit are in its file."""
-    found = lines(path) if path.exists() else []
-    return bool(found) and len(found) > found[0]["points"]
 
 def scores(run, plane, visit):
     """{"src", "tgt": {metric: score}} of where a plane stands."""

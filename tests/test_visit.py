@@ -2,7 +2,11 @@
 models for use elsewhere."""
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import torch
 import transformers
 from conftest import write_encoder
 from test_reproduce import line, lines, make, pair_of, whole  # noqa: F401, fixtures too
-from test_trust import KILLED, files, kit, out, same  # noqa: F401
+from test_trust import KILLED, kit, out, same  # noqa: F401
 
 import data
 import export
@@ -139,30 +143,26 @@ def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tm
     assert found["few-12"][1][0]["tgt"] == run.scorer.score(model, pair, "de")
 
 @pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
-def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(line, tmp_path, task):   # noqa: F811
+def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(   # noqa: F811
+        line, tmp_path, monkeypatch, task):
     """The same bytes, if both keep the last checkpoint: neither then looks at a dev set."""
     more = "--task", task, "--select", "last", "--lines-only"
     args = r.parse_arguments(line(*more, "--visit", "few-12", "few-3-then"))
     units = [unit for unit in r.plan(args)[0] if unit.visitor or unit.langs == ("en",)]
     run, seen, batch = r.Run(args), [], data.Encoded.batch
-    with pytest.MonkeyPatch.context() as patch:
-        for unit in units:
-            patch.setattr(data.Encoded, "batch", lambda self, windows, packed=False: (
-                seen.append((unit.visitor, *map(int, windows))) if packed else None) or batch(self, windows, packed))
-            r.finetune(run, unit)
-    then = [i for name, *windows in seen if name == "few-3-then" for i in windows]
-    assert sorted(then) == sorted([0, 1, 2] * visit.LONGER)
-    short = r.Path(line()[line().index("--data") + 1])
-    folder = tmp_path / "short"
-    r.__dict__["os"].makedirs(folder)
-    for path in short.rglob("*"):
-        if path.is_file():
-            text = path.read_text()
-            if "de" in path.name and "train" in path.name:
-                cut, head = ("\n", 1) if task == "xnli" else ("\n\n", 0)
-                text = cut.join(text.split(cut)[:12 + head]) + cut
-            (folder / path.relative_to(short)).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path.relative_to(short)).write_text(text)
+    def seen_batch(self, windows, packed=False):
+        if packed:   # in training
+            seen.extend((unit.visitor, int(window)) for window in windows)
+        return batch(self, windows, packed)
+
+    monkeypatch.setattr(data.Encoded, "batch", seen_batch)
+    for unit in units:
+        r.finetune(run, unit)
+    assert sorted(window for name, window in seen if name == "few-3-then") == sorted([0, 1, 2] * visit.LONGER)
+    folder = shutil.copytree(args.data, tmp_path / "short")
+    path = r.TASKS[task].source(folder, "de", "train").path
+    between, first = ("\n", 13) if task == "xnli" else ("\n\n", 12)   # a line of titles
+    path.write_text(between.join(path.read_text().split(between)[:first]) + between)
     other = r.Run(r.parse_arguments(line(*more, "--data", str(folder), "--out", str(tmp_path / "other"))))
     both = pair_of(other).models()[0]
     r.finetune(other, both)
@@ -203,9 +203,12 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
     argv = line("--lines-only", "--visit", "few-41", "start")
     assert r.answer(r.parse_arguments(argv)) == 3
     assert "gives 40 sentences, fewer than 41" in (report := (tmp_path / "out/report.md").read_text())
-    assert "en-de seed 1, few-41: it needs" in report and (found := tmp_path / "out/grids").exists()
-    assert [path.name for path in found.rglob("seed1.visits/*")] == ["few-41.failed", "start.jsonl"] or True
-    assert r.answer(r.parse_arguments([*argv, "--dry-run"])) is None or "1 of 2 visits" in capsys.readouterr().out
+    assert "en-de seed 1, few-41: it needs" in report
+    folder = next((tmp_path / "out/grids").rglob("seed1.visits"))
+    assert sorted(path.name for path in folder.iterdir()) == ["few-41.failed", "start.jsonl"]
+    capsys.readouterr()
+    assert r.answer(r.parse_arguments([*argv, "--dry-run"])) == 0
+    assert "1 of 2 visits done: few-41 start" in capsys.readouterr().out
 
 # ---- stopped and shared -----------------------------------------------------------------------------------
 
@@ -224,9 +227,6 @@ def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit,
 def test_two_processes_place_what_one_does(kit, out):   # noqa: F811
     flags = (*kit.flags, "--visit", *ALL)
     port = random.Random(str(out)).randint(20000, 60000)
-    import os
-    import subprocess
-    import sys
     argv = [sys.executable, str(r.Path(r.__file__)), *kit.argv(out, flags=flags)]
     ranks = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=os.environ | {
         "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
