@@ -1,5 +1,6 @@
 """Visitors: where they lie, what they are made of and taught, that a stopped visit ends like any other, and
 models for use elsewhere."""
+# ruff: noqa: F811 (fixtures of other test files)
 
 import json
 import os
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import write_encoder
-from test_reproduce import line, lines, make, pair_of, whole  # noqa: F401, fixtures too
+from test_reproduce import line, lines, make, pair_of  # noqa: F401
 from test_trust import KILLED, kit, out, same  # noqa: F401
 
 import data
@@ -86,7 +87,7 @@ def test_the_corners_lie_where_they_are_and_one_that_is_no_other_model_is_no_obs
 
 # ---- what -------------------------------------------------------------------------------------------------
 
-def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):   # noqa: F811
+def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
     argv = line("--lines-only", "--epochs", "2", "--seeds", "1", "2")
     found, folder = visited(argv, "--visit", *ALL), tmp_path / "out/models/pos/encoder"
     encoder = transformers.AutoModel.from_pretrained(argv[1], add_pooling_layer=False)
@@ -102,8 +103,8 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):   #
         f"head.out.{name}": p.detach().double() for name, p in head.named_parameters()}
     both, src, tgt = (vector(flat(folder / lang / "seed1/model.safetensors", encoder))
                       for lang in ("de-en", "en", "de"))
-    wanted = {"start": [start], "average": [mean], "average-seeds": [runs], "last": [models[f"step {steps[-1]}"]],
-              "way": list(models.values())}
+    wanted = {"start": [start], "average": [mean], "average-seeds": [runs], "way": list(models.values()),
+              "last": [models[f"step {steps[-1]}"]]}
     wanted |= {name: [flat(folder / f"en/seed1.{name}.de/model.safetensors", encoder)]
                for name in ("few-3", "few-12", "few-3-then", "silver")}
     assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 8
@@ -120,11 +121,11 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):   #
     way = found["way"][1]
     assert [point["step"] for point in way] == steps and found["last"][1] == way[-1:]
 
-def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tmp_path):   # noqa: F811
+def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tmp_path):
     argv = line("--lines-only", "--epochs", "2")
     found = visited(argv, "--visit", *ALL)
     run = r.Run(r.parse_arguments(argv))
-    pair, out = pair_of(run), tmp_path / "out"   # noqa: F811
+    pair, out = pair_of(run), tmp_path / "out"
     log, way = lines(out / "models/pos/encoder/en/seed1/train.jsonl"), found["way"][1]
     assert [point["src"] for point in way] == [scored["score"]["en"] for scored in log]
     best = max(log, key=lambda scored: scored["mean"])["step"]
@@ -139,11 +140,11 @@ def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tm
             plane.move(point["a1"], point["a2"])
             assert point["nearest"] == visit.scores(run, plane, pair), name
     unit = pair.models()[1]._replace(visitor="few-12", tgt="de")
-    model = run.finetuned(unit, [run.corpora.examples("pos", unit.encoder, lang, "dev") for lang in ("en", "de")])
+    model = run.finetuned(unit, [run.corpora.examples("pos", unit.encoder, "de", "dev")])
     assert found["few-12"][1][0]["tgt"] == run.scorer.score(model, pair, "de")
 
 @pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
-def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(   # noqa: F811
+def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(
         line, tmp_path, monkeypatch, task):
     """The same bytes, if both keep the last checkpoint: neither then looks at a dev set."""
     more = "--task", task, "--select", "last", "--lines-only"
@@ -170,7 +171,7 @@ def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(   # n
     assert results.digest(run.trained(few)) == results.digest(other.trained(both))
 
 @pytest.mark.parametrize("task", ["pos", "parsing"])
-def test_silver_labels_are_the_source_only_models_own(make, task):   # noqa: F811
+def test_silver_labels_are_the_source_only_models_own(make, task):
     run = make(task=task)
     unit = pair_of(run).models()[1]
     r.finetune(run, unit)
@@ -183,7 +184,7 @@ def test_silver_labels_are_the_source_only_models_own(make, task):   # noqa: F81
     assert torch.equal(silver.gold[~read], before[~read]) and (~read).any() == (task == "parsing")
     assert not torch.equal(silver.gold, before) and torch.equal(silver.gold[:, kinds:], before[:, kinds:])
 
-def test_a_visit_with_another_language_is_a_model_of_two_sources(line):   # noqa: F811
+def test_a_visit_with_another_language_is_a_model_of_two_sources(line):
     args = r.parse_arguments(line("--visit", "with-fr", "with-de", "with-en"))
     models, pairs = r.plan(args)
     assert [each.visitor for each in visit.visits(args, pairs)] == ["with-fr"] and len(models) == 4
@@ -194,12 +195,12 @@ def test_a_visit_with_another_language_is_a_model_of_two_sources(line):   # noqa
     (["--visit", "with-klingon"], "'klingon' is no language"),
     (["--visit", "start", "--part", "head"], "leave out --part head"),
     (["--visit", "silver", "--task", "title"], "title has no labels")])
-def test_a_visit_that_cannot_be_is_refused_in_a_sentence(line, capsys, more, said):   # noqa: F811
+def test_a_visit_that_cannot_be_is_refused_in_a_sentence(line, capsys, more, said):
     with pytest.raises(SystemExit):
         r.parse_arguments(line(*more))
     assert said in capsys.readouterr().err
 
-def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys):   # noqa: F811
+def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys):
     argv = line("--lines-only", "--visit", "few-41", "start")
     assert r.answer(r.parse_arguments(argv)) == 3
     assert "gives 40 sentences, fewer than 41" in (report := (tmp_path / "out/report.md").read_text())
@@ -213,9 +214,9 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
 # ---- stopped and shared -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):   # noqa: F811
+def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):
     flags = (*kit.flags, "--visit", *ALL)
-    whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0   # noqa: F811
+    whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0
     if trained:   # without checkpoints, for which the model is trained once more
         assert kit.start(out).wait() == 0 and not list(out.rglob("checkpoints"))
     while (run := kit.start(out, flags=flags, moment=rng.randint(20, 400))).wait():
@@ -224,7 +225,7 @@ def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit,
     assert killed >= 3
     same(out, whole)
 
-def test_two_processes_place_what_one_does(kit, out):   # noqa: F811
+def test_two_processes_place_what_one_does(kit, out):
     flags = (*kit.flags, "--visit", *ALL)
     port = random.Random(str(out)).randint(20000, 60000)
     argv = [sys.executable, str(r.Path(r.__file__)), *kit.argv(out, flags=flags)]
@@ -234,7 +235,7 @@ def test_two_processes_place_what_one_does(kit, out):   # noqa: F811
     assert [rank.wait() for rank in ranks] == [0, 0]
     same(out, kit.undisturbed(flags=flags), drawn=True)
 
-def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tmp_path, capsys):   # noqa: F811
+def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tmp_path, capsys):
     argv = line("--lines-only")
     assert r.answer(r.parse_arguments(argv)) == 0
     path = tmp_path / "out/models/pos/encoder/en/seed1/model.safetensors"
@@ -253,8 +254,8 @@ def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tm
 def made_up(**visits):
     """Two grids of one case with visitors {name: [(a1, target's score, nearest point's)], one a seed}."""
     header = {"task": "pos", "encoder": "e", "src": "en", "tgt": "de", "part": "all", "scored_in": "fp32",
-              "metrics": ["accuracy"], "line": [0.0, 1.0], "plane": [0.0, 1.0], "settings": {}, "norm_ratio": 1.0,
-              "angle": 60.0, "majority": {"en": 1.0, "de": 1.0}, "norm_src": 2.0}
+              "metrics": ["accuracy"], "line": [0.0, 1.0], "plane": [0.0, 1.0], "settings": {},
+              "norm_ratio": 1.0, "angle": 60.0, "majority": {"en": 1.0, "de": 1.0}, "norm_src": 2.0}
     found = []
     for seed in (0, 1):
         grid = grids.Grid("made up", header | {"seed": seed})
@@ -262,8 +263,9 @@ def made_up(**visits):
         for name, points in visits.items():
             points = points[seed] if name == "way" else [points[seed]]
             grid.visits[name.replace("_", "-")] = [
-                {"step": step, "a1": a1, "a2": .1, "distance": .8, "from_start": 3.0, "src": {"accuracy": 90.0},
-                 "tgt": {"accuracy": score}, "nearest": {"src": {"accuracy": 90.0}, "tgt": {"accuracy": near}}}
+                {"step": step, "a1": a1, "a2": .1, "distance": .8, "from_start": 3.0,
+                 "src": {"accuracy": 90.0}, "tgt": {"accuracy": score},
+                 "nearest": {"src": {"accuracy": 90.0}, "tgt": {"accuracy": near}}}
                 for step, (a1, score, near) in enumerate(points)]
         found.append(grid)
     return found
@@ -283,7 +285,8 @@ def verdicts(**visits):
 def test_our_claims_follow_their_rules():
     near, far = [(.9, 71.0, 70.5)] * 2, [(.9, 71.0, 68.0)] * 2
     assert verdicts(average=near) == {"Averaging": "agrees", "Few": "not tested", "The": "agrees"}
-    assert verdicts(average=[(1.1, 71.0, 68.0)] * 2) == {"Averaging": "differs", "Few": "not tested", "The": "differs"}
+    beyond = verdicts(average=[(1.1, 71.0, 68.0)] * 2)
+    assert beyond == {"Averaging": "differs", "Few": "not tested", "The": "differs"}
     few = {f"few_{k}": [(a1, 71.0, 70.5)] * 2 for k, a1 in ((10, .9), (100, .7), (9, .95))}
     assert verdicts(**few)["Few"] == "agrees"   # 9 before 10, not "10" before "9"
     assert verdicts(**few | {"few_1000": [(.8, 71.0, 70.5)] * 2})["Few"] == "differs"
@@ -304,7 +307,7 @@ def test_figures_draw_every_visitor_and_what_is_far_off_hollow():
     bars = plot.remedies_figure(found).axes[0]
     assert [round(bar.get_width()) for bar in bars.patches] == [70, 70, 71, 10, 88]
 
-def test_visits_of_other_models_are_refused(line, tmp_path):   # noqa: F811
+def test_visits_of_other_models_are_refused(line, tmp_path):
     visited(line("--lines-only"), "--visit", "start")
     path = next((tmp_path / "out").rglob("start.jsonl"))
     path.write_text(path.read_text().replace('"both": "', '"both": "f'))
@@ -314,7 +317,7 @@ def test_visits_of_other_models_are_refused(line, tmp_path):   # noqa: F811
 # ---- export -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind, task", [("Bert", "pos"), ("XLMRoberta", "ner"), ("DistilBert", "xnli")])
-def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tmp_path, kind, task):  # noqa: F811
+def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tmp_path, kind, task):
     small = dict(dim=16, n_layers=1, n_heads=2, hidden_dim=32) if kind == "DistilBert" else {}
     name = write_encoder(tmp_path / "its", kind, **small | (
         dict(pad_token_id=0, max_position_embeddings=129) if kind == "XLMRoberta" else {}))
@@ -337,8 +340,9 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tm
     found = []
     for words, _ in read(path, "de"):
         split = task != "xnli"
-        encoded = tokenizer(list(words), is_split_into_words=True, return_tensors="pt") if split else tokenizer(
-            *words, return_tensors="pt")
+        texts = {"text": list(words), "is_split_into_words": True} if split else {
+            "text": words[0], "text_pair": words[1]}
+        encoded = tokenizer(**texts, return_tensors="pt")
         with torch.no_grad():
             labels = model(**encoded).logits[0].argmax(-1).tolist()
         owners = encoded.word_ids()
@@ -347,12 +351,12 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tm
     assert found == wanted and len({*wanted}) > 1
     assert [model.config.id2label[i] for i in range(3)] == list(r.TASKS[task].labels[:3])
 
-def test_an_exported_mean_is_the_mean_by_weights_and_a_parser_goes_without_its_head(make, tmp_path):  # noqa: F811
+def test_an_exported_mean_is_the_mean_by_weights_and_a_parser_goes_without_its_head(make, tmp_path):
     run = make(task="parsing")
     both, src, tgt = pair_of(run).models()
     for unit in (both, src, tgt):
         r.finetune(run, unit)
-    files = [str(unit.path(run.args.out)) for unit in (both, src)]   # noqa: F811
+    files = [str(unit.path(run.args.out)) for unit in (both, src)]
     asked = [f"{files[0]}=0.75", f"{files[1]}=0.25", str(tmp_path / "point")]
     assert "without its head" in export.export(asked, both.encoder, r.TASKS)
     plane = run.plane(pair_of(run))
@@ -363,7 +367,7 @@ def test_an_exported_mean_is_the_mean_by_weights_and_a_parser_goes_without_its_h
     ids, views = heads.find_rows(plane.model)[1].ids, plane.views[f"{WORDS}.weight"]
     assert torch.allclose(model.get_input_embeddings().weight[ids], views, atol=1e-7)
 
-def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):   # noqa: F811
+def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
     run = make()
     both, src, _ = pair_of(run).models()
     r.finetune(run, src)
