@@ -206,8 +206,8 @@ def draw_visitors(ax, of, halo):
         ax.plot(*at, "D", color="#CC79A7", mfc="white" if off > FAR_OFF else None, ms=3.5)
         side = (4, 2), (-8, 2), (-2, 4), (-2, -9)   # of one that lies where another does, too
         ax.annotate(str(number), at, side[number % 4], textcoords="offset points", size=6, path_effects=halo)
-    key = ", ".join(f"{number} {name} {off:.2f}" for number, (name, (*_, off)) in enumerate(found.items(), 1))
-    ax.set_xlabel("α₁\n" + fill(key, 62), size=6)
+    key = [f"{number}\u00a0{name}\u00a0{found[name][2]:.2f}" for number, name in enumerate(found, 1)]
+    ax.set_xlabel("α₁\n" + fill(", ".join(key), 62, break_on_hyphens=False), size=6)
     for way in (grid.visits["way"] for grid in of if "way" in grid.visits):
         ax.plot(*zip(*((point["a1"], point["a2"]) for point in way)), color="#CC79A7", lw=.7)
         for point in way:
@@ -236,8 +236,8 @@ def remedies_figure(grids):
             ax.plot(mean([point["nearest"]["tgt"][metric] for point in points]), y, "|", color="black")
             where.append(f"{name}, {round(1 - mean([point['a1'] for point in points]), 2) + 0:.2f}")
         ax.set_yticks(range(len(where)), where, size=7)
-        ax.set(ylim=(len(where) - .5, -.5), xlabel=f"{metric} of the target; |: nearest point",
-               ylabel="α along Eq. 1")
+        ax.set(ylim=(len(where) - .5, -.5), ylabel="α along Eq. 1")
+        ax.set_xlabel(f"{metric} of the target; |: at the nearest point", loc="right")
         title(ax, f"{of[0].task_name} {of[0].pair}, {of[0].encoder_name}", of, [])
     return figure
 

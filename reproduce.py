@@ -574,24 +574,25 @@ def finetune(run, unit):
     """Fine-tune one model and leave model.safetensors and train.jsonl in its folder (App. A), and if a visit
     asks for them its checkpoints; a model that was trained without them is trained for them once more."""
     path, config = unit.path(run.args.out), model_config(run, unit)
+    again = path.parent / "checkpoints" / "train.jsonl"
     with results.locked(path.with_name("train.jsonl")) as journal:
         if path.exists():
             about = results.load_tensors(path, None)[0]
             results.check_same(config, about["config"], path)
-            results.clear(path.parent)
-            if not visit.keeps(run.args, unit) or visit.are_kept(path, config):
-                return run.ranks.say(f"{unit}: already trained, in {path.parent}")
-            with results.locked(visit.checkpoint(path, 0).with_name("train.jsonl")) as again:
-                _, best = train_model(run, unit, config, again)
-            Path(again.name).unlink()
-            if results.digest(best) != about["digest"]:
-                raise UnitError(f"{unit}: trained again for its checkpoints, it is another model, as on "
-                                f"another machine. Delete {path.parent} to have all of this one.")
+            if visit.keeps(run.args, unit) and not visit.are_kept(path, about):
+                with results.locked(again) as other:
+                    _, best = train_model(run, unit, config, other)
+                if results.digest(best) != about["digest"]:
+                    raise UnitError(f"{unit}: trained again for its checkpoints, it is another model, as on "
+                                    f"another machine. Delete {path.parent} to have all of this one.")
+            else:
+                run.ranks.say(f"{unit}: already trained, in {path.parent}")
+            again.unlink(missing_ok=True)
         else:
             kept, best = train_model(run, unit, config, journal)
             results.save_tensors(path, best, {"config": config, "digest": results.digest(best), **kept})
         results.clear(path.parent)
-        results.clear(path.parent / "checkpoints")
+        results.clear(again.parent)
 
 def train_model(run, unit, config, journal):
     """(metadata, parameters as they are saved) of what is kept of one training."""

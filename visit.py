@@ -144,10 +144,12 @@ def checkpoints(path):
     log = map(json.loads, path.with_name("train.jsonl").read_text().splitlines())
     return {each["step"]: checkpoint(path, each["step"]) for each in log}
 
-def are_kept(path, config):
-    """Whether all checkpoints of a trained model are there, of its own training."""
-    return all(file.exists() and results.load_tensors(file, None)[0]["config"] == config
-               for file in checkpoints(path).values())
+def are_kept(path, about):
+    """Whether all checkpoints of a trained model are there, of its own training; about: its metadata."""
+    found = {step: results.load_tensors(file, None)[0] if file.exists() else {}
+             for step, file in checkpoints(path).items()}
+    own = all(each.get("config") == about["config"] for each in found.values())
+    return own and found[about["best_step"]]["digest"] == about["digest"]
 
 # ---- where a visitor is -----------------------------------------------------------------------------------
 
