@@ -55,9 +55,10 @@ class Visitor(NamedTuple):
     models: Callable = lambda unit, word, seeds: [unit]   # those that it is the mean of, from the source-only
     apart: tuple = ()               # beginnings of the names that are not averaged, but its first model's
 
-VISITORS = {   # N: so many sentences, LANG: a language; `word` is what a name has in their place
+VISITORS = {   # N: a number, LANG: a language; `word` is what a name has in their place
     "start": Visitor(models=lambda *_: []),
     "average": Visitor("mean"),
+    "average-N": Visitor("mean"),   # of the last N
     "average-seeds": Visitor(apart=("head.",), models=lambda unit, word, seeds: [   # heads start apart
         unit._replace(seed=seed) for seed in sorted(seeds, key=lambda seed: seed != unit.seed)]),
     "last": Visitor("last"),
@@ -76,8 +77,7 @@ def find(name):
         pattern = form.replace("LANG", "(.+)").replace("N", "([1-9][0-9]{0,8})")
         if matched := re.fullmatch(pattern, name):
             return entry, "".join(matched.groups())
-    raise KitError(f"--visit {name!r}: there is {', '.join(VISITORS)}; N is a number of sentences, LANG a "
-                   "language.")
+    raise KitError(f"--visit {name!r}: there is {', '.join(VISITORS)}; N is a number, LANG a language.")
 
 def check(args, writes):
     """Raise KitError where there is no such visitor; writes: a task has no labels, but texts."""
@@ -155,11 +155,12 @@ def are_kept(path, about):
 
 def points_of(args, visit):
     """[(what tells a point of a visit from others, files that it is the mean of; none: the start)]"""
-    files, kind = [unit.path(args.out) for unit in made_of(args, visit)], find(visit.visitor)[0].checkpoints
-    if not kind:
+    files, (entry, word) = [unit.path(args.out) for unit in made_of(args, visit)], find(visit.visitor)
+    if not entry.checkpoints:
         return [({}, files)]
     each = [({"step": step}, [file]) for step, file in checkpoints(files[0]).items()]
-    return {"each": each, "last": each[-1:], "mean": [({}, [file for _, [file] in each])]}[kind]
+    mean_of = [file for _, [file] in each[-int(word or 0):]]
+    return {"each": each, "last": each[-1:], "mean": [({}, mean_of)]}[entry.checkpoints]
 
 def evaluate(run, visit, header):
     """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file."""
@@ -272,7 +273,7 @@ def claims(grids):
     for case in cases([grid for grid in sound(grids) if not grid.control]):
         found, metric = placed(case), case[0].metrics[0]
         alpha = {name: 1 - mean([point["a1"] for point in points]) for name, points in found.items()}
-        averaging += [[alpha["average"]]] if "average" in alpha else []
+        averaging += [[alpha[name]] for name in alpha if re.fullmatch(r"average(-\d+)?", name)]
         for then in ("", "-then"):
             order = sorted((int(name.split("-")[1]), name) for name in alpha
                            if re.fullmatch(rf"few-\d+{then}", name))

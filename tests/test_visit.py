@@ -28,7 +28,7 @@ import reproduce as r
 import results
 import visit
 
-ALL = "start average average-seeds last way few-3 few-12 few-3-then silver".split()
+ALL = "start average average-3 average-seeds last way few-3 few-12 few-3-then silver".split()
 WORDS = "encoder.embeddings.word_embeddings"
 
 @pytest.fixture(autouse=True)
@@ -96,6 +96,7 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
     models = {f"step {step}": flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder)
               for step in steps}
     mean = {name: sum(model[name] for model in models.values()) / len(steps) for name in models["step 2"]}
+    of_3 = {name: sum(models[f"step {step}"][name] for step in steps[-3:]) / 3 for name in mean}
     seeds = [flat(folder / f"en/seed{seed}/model.safetensors", encoder) for seed in (1, 2)]
     runs = {name: p if "head" in name else (p + seeds[1][name]) / 2 for name, p in seeds[0].items()}
     torch.manual_seed(1)
@@ -104,8 +105,8 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
         f"head.out.{name}": p.detach().double() for name, p in head.named_parameters()}
     both, src, tgt = (vector(flat(folder / lang / "seed1/model.safetensors", encoder))
                       for lang in ("de-en", "en", "de"))
-    wanted = {"start": [start], "average": [mean], "average-seeds": [runs], "way": list(models.values()),
-              "last": [models[f"step {steps[-1]}"]]}
+    wanted = {"start": [start], "average": [mean], "average-3": [of_3], "average-seeds": [runs],
+              "way": list(models.values()), "last": [models[f"step {steps[-1]}"]]}
     wanted |= {name: [flat(folder / f"en/seed1.{name}.de/model.safetensors", encoder)]
                for name in ("few-3", "few-12", "few-3-then", "silver")}
     assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 8
