@@ -150,8 +150,8 @@ def parse_arguments(argv=None):
                    help="what is interpolated, the rest stays the bilingual model's (default all)")
     g.add_argument("--lines-only", action="store_true", help="Eq. 1 and 2 only, 65 points instead of 465")
     g.add_argument("--visit", nargs="+", metavar="NAME",
-                   help="place other models at the plane: start, average, average-N, average-seeds, last, way, "
-                        "few-N, few-N-then, silver, with-LANG (see visit.py)")
+                   help="place other models at the plane: start, average, average-N, average-seeds, last, "
+                        "way, few-N, few-N-then, silver, with-LANG (see visit.py)")
     g = p.add_argument_group("where")
     g.add_argument("--data", metavar="DIR", help="the corpora, downloaded if absent (default data)")
     g.add_argument("--out", metavar="DIR", help="the results (default results, or that of the demo)")

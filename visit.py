@@ -159,6 +159,8 @@ def points_of(args, visit):
     if not entry.checkpoints:
         return [({}, files)]
     each = [({"step": step}, [file]) for step, file in checkpoints(files[0]).items()]
+    if len(each) < int(word or 0):
+        raise UnitError(f"{visit}: the source-only model has {len(each)} checkpoints, fewer than {word}.")
     mean_of = [file for _, [file] in each[-int(word or 0):]]
     return {"each": each, "last": each[-1:], "mean": [({}, mean_of)]}[entry.checkpoints]
 
