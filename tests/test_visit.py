@@ -208,7 +208,8 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
     assert "gives 40 sentences, fewer than 41" in (report := (tmp_path / "out/report.md").read_text())
     assert "en-de seed 1, few-41: it needs" in report
     folder = next((tmp_path / "out/grids").rglob("seed1.visits"))
-    assert sorted(path.name for path in folder.iterdir()) == ["average-5.failed", "few-41.failed", "start.jsonl"]
+    there = ["average-5.failed", "few-41.failed", "start.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == there
     assert "average-5: the source-only model has 4 checkpoints, fewer than 5" in report
     capsys.readouterr()
     assert r.answer(r.parse_arguments([*argv, "--dry-run"])) == 0
