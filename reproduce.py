@@ -515,6 +515,7 @@ class Run:
             torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
         self.corpora = Corpora(args, self.device)
         self.scorer = Scorer(self.corpora, self.ranks)
+        self.keeps = visit.keeps(args, plan(args)[1])
         self.watch = generate.Watch(args.parallel, pairs_of(args), self.corpora, self.scorer)
 
     def model(self, unit, sets=None, ids=()):
@@ -579,7 +580,7 @@ def finetune(run, unit):
         if path.exists():
             about = results.load_tensors(path, None)[0]
             results.check_same(config, about["config"], path)
-            if visit.keeps(run.args, unit) and not visit.are_kept(path, about):
+            if unit in run.keeps and not visit.are_kept(path, about):
                 with results.locked(again) as other:
                     _, best = train_model(run, unit, config, other)
                 if results.digest(best) != about["digest"]:
@@ -624,7 +625,7 @@ def train_model(run, unit, config, journal):
         scores = {lang: run.scorer.score(model, unit, lang, unit.langs) for lang in unit.langs}
         own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
         record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
-        if visit.keeps(run.args, unit):
+        if unit in run.keeps:
             now, step = saved(dict(model.named_parameters())), chosen.evaluate_at[len(records)]
             visit.checkpoint(path, step).parent.mkdir(exist_ok=True)
             results.save_tensors(visit.checkpoint(path, step), now,

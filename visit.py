@@ -91,9 +91,11 @@ def check(args, writes):
         raise KitError(f"--visit needs the plane of all parameters: leave out --part {args.part}")
 
 def visits(args, pairs):
-    """The visits of a run, Pairs that name a visitor; none of controls, nor with a language of the pair."""
-    return [pair._replace(visitor=name) for pair in pairs if not pair.lr for name in args.visit
-            if name.removeprefix("with-") not in sum(pair.langs(), ())]
+    """The visits of a run, Pairs that name a visitor; none of controls, nor with a language of the pair. A
+    demo spares its reader those of other tasks beside POS."""
+    tasks = ["pos"] if args.demo and "pos" in args.task else args.task
+    return [pair._replace(visitor=name) for pair in pairs if pair.task in tasks and not pair.lr
+            for name in args.visit if name.removeprefix("with-") not in sum(pair.langs(), ())]
 
 def made_of(args, visit):
     """The Finetuned that a visit needs beside its pair."""
@@ -130,11 +132,9 @@ def train_sets(run, unit):
         sets = ({} if entry.then else sets) | {unit.tgt: entry.taught(run, unit, word)}
     return dict(sorted(sets.items()))
 
-def keeps(args, unit):
-    """Whether the checkpoints of a Finetuned are to be kept: of source-only models, where a visitor asks."""
-    alone = unit.langs in [tuple(sorted(src.split("+"))) for src in args.src]
-    asked = any(find(name)[0].checkpoints for name in args.visit)
-    return alone and asked and not unit.visitor and not unit.lr
+def keeps(args, pairs):
+    """The models whose checkpoints are kept, since visits need them."""
+    return {each.models()[1] for each in visits(args, pairs) if find(each.visitor)[0].checkpoints}
 
 def checkpoint(path, step):
     return path.parent / "checkpoints" / f"step{step}.safetensors"

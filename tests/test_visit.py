@@ -192,6 +192,16 @@ def test_a_visit_with_another_language_is_a_model_of_two_sources(line):
     assert [each.visitor for each in visit.visits(args, pairs)] == ["with-fr"] and len(models) == 4
     assert models[3] == r.Finetuned("pos", args.encoder[0], ("en", "fr"), 1)
 
+def test_a_demo_visits_pos_alone_and_only_what_visits_need_keeps_checkpoints():
+    for tasks, wanted in (([], "pos"), (["--task", "ner", "xnli"], "ner xnli"), (["--task", "ner", "pos"], "pos")):
+        args = r.parse_arguments(["--demo", *tasks, "--visit", "few-10", "way", "--seeds", "1"])
+        models, pairs = r.plan(args)
+        assert {each.task for each in visit.visits(args, pairs)} == {*wanted.split()}
+        kept = visit.keeps(args, pairs)   # nor the controls' that had no pretraining
+        assert kept == {unit for unit in models if unit.langs == ("A",) and unit.task in wanted.split()
+                        and not unit.visitor and not unit.encoder.endswith("-random")}
+    assert not visit.keeps(args, []) and len(kept) == 1
+
 @pytest.mark.parametrize("more, said", [
     (["--visit", "fewer-3"], "'fewer-3': there is start, average"), (["--visit", "few-0"], "'few-0'"),
     (["--visit", "with-klingon"], "'klingon' is no language"),
