@@ -193,8 +193,9 @@ def test_a_visit_with_another_language_is_a_model_of_two_sources(line):
     assert models[3] == r.Finetuned("pos", args.encoder[0], ("en", "fr"), 1)
 
 def test_a_demo_visits_pos_alone_and_only_what_visits_need_keeps_checkpoints():
-    for tasks, wanted in (([], "pos"), (["--task", "ner", "xnli"], "ner xnli"), (["--task", "ner", "pos"], "pos")):
-        args = r.parse_arguments(["--demo", *tasks, "--visit", "few-10", "way", "--seeds", "1"])
+    for tasks, wanted in (("xnli ner pos parsing", "pos"), ("ner xnli", "ner xnli"), ("ner pos", "pos")):
+        visiting = "--visit", "few-10", "way", "--seeds", "1"
+        args = r.parse_arguments(["--demo", "--task", *tasks.split(), *visiting])
         models, pairs = r.plan(args)
         assert {each.task for each in visit.visits(args, pairs)} == {*wanted.split()}
         kept = visit.keeps(args, pairs)   # nor the controls' that had no pretraining
