@@ -200,8 +200,8 @@ def draw_visitors(ax, of, halo):
     """Visitors of a case, means over seeds, their names and distances from the plane in |d_src| below; each
     source-only model's way as a thin line. What is further off the plane than FAR_OFF is hollow."""
     long = mean([grid.header["norm_src"] for grid in of]) or math.nan
-    found = {name: mean([(point["a1"], point["a2"], point["distance"] / long) for point in points])
-             for name, points in visit.placed(of).items() if name not in visit.CORNERS}
+    found = {name: numbers.mean(0)[:3] / (1, 1, long)
+             for name, numbers in visit.placed(of).items() if name not in visit.CORNERS}
     for number, (*at, off) in enumerate(found.values(), 1):
         ax.plot(*at, "D", color="#CC79A7", mfc="white" if off > FAR_OFF else None, ms=3.5)
         side = (4, 2), (-8, 2), (-2, 4), (-2, -9)   # of one that lies where another does, too
@@ -224,20 +224,20 @@ def visitor_figures(grids):
     return drawn
 
 def remedies_figure(grids):
-    """The target's score of each visitor as a bar, by how far along Eq. 1 it gets; lines: the two models."""
+    """The target's score of each visitor as a bar, by how far along Eq. 1 it gets; grey: its two models."""
     every = cases(grids)
     figure, panels = canvas(len(every), 1, 3)
     for of, ax in zip(every, panels.flat, strict=True):
-        metric, found, where = of[0].metrics[0], visit.placed(of), []
-        for y, (name, points) in enumerate(found.items()):
-            scores = [point["tgt"][metric] for point in points]
-            ax.barh(y, mean(scores), color="0.75" if name in visit.CORNERS else COLOURS[1][1],
-                    xerr=moments(scores)[2], error_kw={"elinewidth": .8})
-            ax.plot(mean([point["nearest"]["tgt"][metric] for point in points]), y, "|", color="black")
-            where.append(f"{name}, {round(1 - mean([point['a1'] for point in points]), 2) + 0:.2f}")
-        ax.set_yticks(range(len(where)), where, size=7)
-        ax.set(ylim=(len(where) - .5, -.5), ylabel="α along Eq. 1")
-        ax.set_xlabel(f"{metric} of the target; |: at the nearest point", loc="right")
+        names = []
+        for y, (name, numbers) in enumerate(visit.placed(of).items()):
+            a1, *_, target, nearest = numbers.mean(0)
+            ax.barh(y, target, color="0.75" if name in visit.CORNERS else COLOURS[1][1],
+                    xerr=moments(numbers)[2][-2], error_kw={"elinewidth": .8})
+            ax.plot(nearest, y, "|", color="black")
+            names.append(f"{name}, {round(1 - a1, 2) + 0:.2f}")
+        ax.set_yticks(range(len(names)), names, size=7)
+        ax.set(ylim=(len(names) - .5, -.5), ylabel="α along Eq. 1")
+        ax.set_xlabel(f"{of[0].metrics[0]} of the target; |: at the nearest point", loc="right")
         title(ax, f"{of[0].task_name} {of[0].pair}, {of[0].encoder_name}", of, [])
     return figure
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import derive
 import results
-from grids import BOTH, SRC, cases, mean, moments, sound, table, verdict, verdicts
+from grids import BOTH, SRC, cases, moments, sound, table, verdict, verdicts
 from results import KitError, UnitError
 
 # ---- what there is to visit -------------------------------------------------------------------------------
@@ -231,58 +231,51 @@ RULES = """A case follows where all that is measured is above 0. *Averaging*: ea
 the start, which draws a mean to where the start is seen, too. *In order*: the smallest step of alpha = 1 - a1
 from the source-only model on, by number of sentences. *Predicts*: the target's score; each visitor of a case
 is one, but the start and the oracle."""
-PLACES = {"a1": "a1", "a2": "a2", "distance": "off plane", "from_start": "from start"}   # and their columns
+COLUMNS = "a1", "a2", "off plane", "from start", "source", "target", "nearest"
 CORNERS = {"source-only": SRC, "bilingual": BOTH}
 
 def placed(case):
-    """{visitor: its points, one a seed} of a case, from the source-only model on; see HOW."""
+    """{visitor: numbers (seeds, COLUMNS)} of a case, from the source-only model on; see HOW."""
     found, metric = {}, case[0].metrics[0]
     for grid in (grid for grid in case if grid.visits):
         seen = {name: points[0] for name, points in grid.visits.items() if name != "way"}
         if way := grid.visits.get("way"):
             seen["oracle"] = max(way, key=lambda point: point["tgt"][metric])
         for name, at in CORNERS.items():
-            source, target = ({metric: score} for score in grid.points.get(at, (math.nan, math.nan)))
-            seen[name] = {"a1": at[0], "a2": at[1], "distance": 0.0, "src": source, "tgt": target,
-                          "nearest": {"tgt": target}}
+            source, target = grid.points.get(at, (math.nan, math.nan))
+            found.setdefault(name, []).append([*at, 0.0, math.nan, source, target, target])
         for name, point in seen.items():
-            found.setdefault(name, []).append(point)
-    return dict(sorted(found.items(), key=lambda each: (-mean([point["a1"] for point in each[1]]),
-                                                        each[0] not in CORNERS)))
+            scored = [of[metric] for of in (point["src"], point["tgt"], point["nearest"]["tgt"])]
+            where = [point[key] for key in ("a1", "a2", "distance", "from_start")]
+            found.setdefault(name, []).append(where + scored)
+    found = {name: np.array(numbers) for name, numbers in found.items()}
+    return dict(sorted(found.items(), key=lambda each: (-each[1][:, 0].mean(), each[0] not in CORNERS)))
 
 def summary(grids):
-    """Rows {column: cell} for grids.table, one a visitor of a case; scores are the target's, but source."""
-    def told(values, digits):
-        _, middle, sd = moments(values)
-        return (f"{middle:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")).replace("nan", "-")
-
+    """Rows {column: cell} for grids.table, one a visitor of a case: mean and sd over seeds."""
     rows = []
     for case in cases(sound(grids)):
-        first, metric = case[0], case[0].metrics[0]
-        for name, points in placed(case).items():
-            row = {"task": first.task_name, "encoder": first.encoder_name, "pair": first.pair,
+        for name, numbers in placed(case).items():
+            row = {"task": case[0].task_name, "encoder": case[0].encoder_name, "pair": case[0].pair,
                    "visitor": name}
-            for key in PLACES:
-                row[PLACES[key]] = told([point.get(key, math.nan) for point in points], 2)
-            for title, key in (("source", "src"), ("target", "tgt"), ("nearest", "nearest")):
-                row[title] = told([point[key].get("tgt", point[key])[metric] for point in points], 1)
-            rows.append(row | {"seeds": str(len(points))})
+            for column, middle, sd, digits in zip(COLUMNS, *moments(numbers)[1:], (2, 2, 2, 2, 1, 1, 1)):
+                cell = f"{middle:.{digits}f} ± {sd:.{digits}f}"
+                row[column] = cell.replace(" ± nan", "").replace("nan", "-")
+            rows.append(row | {"seeds": str(len(numbers))})
     return rows
 
 def claims(grids):
     """What the grids say to our own claims, rows as those of plot.claims, by RULES."""
     averaging, few, near = [], [], []
     for case in cases([grid for grid in sound(grids) if not grid.control]):
-        found, metric = placed(case), case[0].metrics[0]
-        alpha = {name: 1 - mean([point["a1"] for point in points]) for name, points in found.items()}
-        averaging += [[alpha[name]] for name in alpha if re.fullmatch(r"average(-\d+)?", name)]
+        found = {name: numbers.mean(0) for name, numbers in placed(case).items()}
+        averaging += [[1 - found[name][0]] for name in found if re.fullmatch(r"average(-\d+)?", name)]
         for then in ("", "-then"):
-            order = sorted((int(name.split("-")[1]), name) for name in alpha
+            order = sorted((int(name.split("-")[1]), 1 - found[name][0]) for name in found
                            if re.fullmatch(rf"few-\d+{then}", name))
-            if len(order) > 1:
-                few.append([np.diff([0, *(alpha[name] for _, name in order)]).min()])
-        near += [[1 - abs(mean([point["tgt"][metric] - point["nearest"]["tgt"][metric] for point in points]))]
-                 for name, points in found.items() if name not in (*CORNERS, "start", "oracle")]
+            few += [[np.diff([0, *(alpha for _, alpha in order)]).min()]] if len(order) > 1 else []
+        near += [[1 - abs(found[name][-2] - found[name][-1])] for name in found
+                 if name not in (*CORNERS, "start", "oracle")]
     return [{"claim": claim, "paper": "ours"} | verdict(*what) for claim, *what in (
         ("Averaging moves towards the bilingual model", averaging, "1 - a1 of the average = {:.3f}"),
         ("Few sentences move along d_src in order of k", few, "smallest step = {:.3f}"),
