@@ -106,10 +106,21 @@ def read(path):
     rows = lines(path)
     grid = check(path, rows) if rows else None
     for file in sorted(path.with_suffix(".visits").glob("*.jsonl")) if grid else ():
-        if (found := lines(file)) and found[0].get("models") != grid.header.get("models"):
-            raise KitError(f"{file} is of other models than {path}; delete it, or what the older run left")
-        if found and len(found) > found[0]["points"]:
-            grid.visits[file.stem] = found[1:]
+        found = lines(file)
+        try:
+            if found and found[0]["models"] != grid.header.get("models"):
+                raise ValueError(f"it is of other models than {path}")
+            for point in found[1:]:
+                numbers = [point[name] for name in ("a1", "a2", "distance", "from_start")]
+                scored = [side[name] for side in (point["src"], point["tgt"], *point["nearest"].values())
+                          for name in grid.metrics]
+                if not all(map(math.isfinite, numbers)) or not all(0 <= score <= 100 for score in scored):
+                    raise ValueError(f"a point in it cannot be: {point}")
+            if found and len(found) > found[0]["points"]:
+                grid.visits[file.stem] = found[1:]
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            reason = f"it has no {e}" if isinstance(e, KeyError) else e
+            raise KitError(f"{file}: {reason}; delete it, the same command makes it again") from None
     return grid
 
 def lines(path):

@@ -323,12 +323,20 @@ def test_figures_draw_every_visitor_and_what_is_far_off_hollow():
     bars = plot.remedies_figure(found).axes[0]
     assert [round(bar.get_width()) for bar in bars.patches] == [70, 70, 71, 10, 88]
 
-def test_visits_of_other_models_are_refused(line, tmp_path):
+def test_visits_of_other_models_and_damaged_ones_are_refused(line, tmp_path):
     visited(line("--lines-only"), "--visit", "start")
     path = next((tmp_path / "out").rglob("start.jsonl"))
-    path.write_text(path.read_text().replace('"both": "', '"both": "f'))
-    with pytest.raises(results.KitError, match="start.jsonl is of other models"):
-        grids.load([tmp_path / "out"])
+    for old, new, said in (('"both": "', '"both": "f', "it is of other models than"),
+                           ('"a1"', '"b1"', "no 'a1'"), ('"a2": ', '"a2": NaN, "a3": ', "cannot be"),
+                           ('"nearest": {', '"nearest": 5, "x": {', ""),
+                           ('"points": 1', '"points": "1"', "")):
+        good = path.read_text()
+        assert old in good
+        path.write_text(good.replace(old, new))
+        with pytest.raises(results.KitError, match=f"start.jsonl.*{said}.*[Dd]elete it"):
+            grids.load([tmp_path / "out"])
+        path.write_text(good)
+    assert grids.load([tmp_path / "out"])[0].visits.keys() == {"start"}
 
 # ---- export -----------------------------------------------------------------------------------------------
 
