@@ -248,7 +248,7 @@ FILES = "config.json", "*.safetensors", "tokenizer.json or vocab.* or *.model", 
 PATIENCE = 8   # seconds for the hub to answer
 OWNERS = "google-bert", "FacebookAI", "distilbert"   # on the hub, of encoders that once had no owner
 
-def label(name):
+def short_name(name):
     """An encoder's name in paths and figures: a local folder's own name, a hub name without its slash."""
     local = name not in HUB and (Path(name).is_dir() or name.count("/") > 1)
     path = Path(name).resolve()

@@ -85,7 +85,7 @@ dev scores: a help, no claim. *Far* is more than {FAR} points (ours): to be expe
 corpus, else look at the settings."""
 
 # ---- figures -----------------------------------------------------------------------------------------------
-def plan(grids):
+def figures_of(grids):
     """The figures that the grids allow, a list of (name of the file, caption, function that makes it)."""
     more = [figure for _, figures in further(grids) for figure in figures(grids)]
     grids = [grid for grid in sound(grids) if not grid.control]
@@ -113,7 +113,7 @@ def further(grids):
     return found
 
 def draw_figure(name, make, out):
-    """Write one figure of plan() to out/figures as PNG and PDF, the same bytes each time."""
+    """Write one figure of figures_of() to out/figures as PNG and PDF, the same bytes each time."""
     from matplotlib import style
     with style.context(["default", STYLE]):  # whatever settings the user has
         figure = make()
@@ -509,7 +509,7 @@ def report(grids, out, command, notes="", missing=()):
     """Write out/report.md with notes (Markdown) and missing (sentences); returns a text 79 columns wide."""
     rows, found, said, pictures = summary(grids), claims(grids), remarks(grids), {}
     sections, beside = [each.section(grids) for each, _ in further(grids)], published(grids)
-    for name, caption, _ in plan(grids):
+    for name, caption, _ in figures_of(grids):
         file = Path(out, "figures", f"{name}.png")
         if file.exists():  # by content: with one task and one pair, several figures are the same
             pictures.setdefault(file.read_bytes(), f"### {caption}\n\n![{caption}](figures/{name}.png)\n\n"
@@ -543,7 +543,7 @@ def main():
         parser.error("several RESULTS need --out FOLDER, for what they give together")
     try:
         grids = load(args.results)
-        for name, _, make in plan(grids):
+        for name, _, make in figures_of(grids):
             draw_figure(name, make, out)
         print(report(grids, out, shlex.join(["python", *sys.argv])), f"\nFigures and report: {out}/report.md",
               sep="\n")

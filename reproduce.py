@@ -257,7 +257,7 @@ import heads
 import plot
 import pretrain
 import results
-from heads import label
+from heads import short_name
 from train import Settings, train
 
 # ---- plan -------------------------------------------------------------------------------------------------
@@ -274,10 +274,10 @@ class Finetuned(NamedTuple):
 
     def __str__(self):
         remedy = self.visitor and f", {self.visitor} {self.tgt}"
-        return f"{self.task} {label(self.encoder)} {'+'.join(self.langs)} {seed(self, ' ')}{remedy}"
+        return f"{self.task} {short_name(self.encoder)} {'+'.join(self.langs)} {seed(self, ' ')}{remedy}"
 
     def path(self, out):
-        folder = Path(out, "models", self.task, label(self.encoder), "-".join(self.langs))
+        folder = Path(out, "models", self.task, short_name(self.encoder), "-".join(self.langs))
         return folder / (seed(self) + (self.visitor and f".{self.visitor}.{self.tgt}")) / "model.safetensors"
 
 def seed(unit, space=""):
@@ -296,7 +296,7 @@ class Pair(NamedTuple):
 
     def __str__(self):
         visitor = self.visitor and f", {self.visitor}"
-        return f"{self.task} {label(self.encoder)} {self.src}-{self.tgt} {seed(self, ' ')}{visitor}"
+        return f"{self.task} {short_name(self.encoder)} {self.src}-{self.tgt} {seed(self, ' ')}{visitor}"
 
     def langs(self):
         """The languages of its two sides."""
@@ -309,18 +309,19 @@ class Pair(NamedTuple):
                 for langs in (src + tgt, src, tgt)]
 
     def path(self, out, part):
-        folder = Path(out, "grids", self.task, label(self.encoder), f"{self.src}-{self.tgt}")
+        folder = Path(out, "grids", self.task, short_name(self.encoder), f"{self.src}-{self.tgt}")
         if self.visitor:
             return folder / f"{seed(self)}.visits" / f"{self.visitor}.jsonl"
         return folder / (f"{seed(self)}.jsonl" if part == "all" else f"{seed(self)}.{part}.jsonl")
 
 def plan(args):
     """(models, pairs) of a run: every pair of the chosen matrix, and each distinct model once."""
-    named = {label(encoder): encoder for encoder in args.encoder}   # the last one of each name
+    named = {short_name(encoder): encoder for encoder in args.encoder}   # the last one of each name
     for encoder in args.encoder:
-        if named[label(encoder)] != encoder:
-            raise KitError(f"The encoders {encoder} and {named[label(encoder)]} would both be called "
-                           f"{label(encoder)} in {args.out}: rename a folder, or run them into two --out.")
+        if named[short_name(encoder)] != encoder:
+            raise KitError(f"The encoders {encoder} and {named[short_name(encoder)]} would both be "
+                           f"called {short_name(encoder)} in {args.out}: rename a folder, or give each an "
+                           "--out of its own.")
     pairs = list(dict.fromkeys(
         Pair(task, encoder, src, tgt, seed, lr) for task in args.task for src, tgt in pairs_of(args)
         for encoder in encoders(args, task, src, tgt) for seed in args.seeds
@@ -391,7 +392,8 @@ def dry_run(args, models, pairs):
             path, todo = pair.path(args.out, args.part), set(points_of(args, pair))
             grid = grids.read(path) if path.exists() else None
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
-        print(f"  {task} {label(encoder)}: {have} of {wanted} points done;", json.dumps(settings(args, pair)))
+        chosen = json.dumps(settings(args, pair))
+        print(f"  {task} {short_name(encoder)}: {have} of {wanted} points done; {chosen}")
     if visits := visit.visits(args, pairs):
         paths = [(each.path(args.out, "all").parent.with_suffix(".jsonl"), each.visitor) for each in visits]
         done = sum(path.exists() and name in getattr(grids.read(path), "visits", ()) for path, name in paths)
@@ -621,7 +623,7 @@ def train_model(run, unit, config, journal):
         found = {name: value.detach().cpu() for name, value in parameters.items()}
         return heads.moved(model, found, run.corpora.encoder(unit.task, unit.encoder).model)
 
-    def evaluate(records):
+    def score_dev(records):
         scores = {lang: run.scorer.score(model, unit, lang, unit.langs) for lang in unit.langs}
         own = [score[TASKS[unit.task].metrics[0]] for score in scores.values()]
         record = {"score": scores, "mean": round(sum(own) / len(own), 4), **run.watch(model, unit)}
@@ -633,7 +635,7 @@ def train_model(run, unit, config, journal):
         return record, generate.choose([*records, record], config.get("select", "dev")) is record
 
     rows = results.digest({name: b for name, b in model.named_buffers() if name.endswith(".ids")})
-    kept, best = train(model, batches, evaluate, chosen, config | {"rows": rows}, journal, str(unit),
+    kept, best = train(model, batches, score_dev, chosen, config | {"rows": rows}, journal, str(unit),
                        run.ranks)
     run.ranks.say(f"{unit}: {kept['mean']} after {kept['best_step']} of {steps} steps, "
                   f"{time.time() - began:.0f} s")
@@ -641,8 +643,8 @@ def train_model(run, unit, config, journal):
 
 def model_config(run, unit):
     """Everything that decides a model's parameters, so that a file made otherwise is never taken for it."""
-    return {"format": FORMAT, "task": unit.task, "encoder": label(unit.encoder), "langs": list(unit.langs),
-            "seed": unit.seed, **settings(run.args, unit),
+    return {"format": FORMAT, "task": unit.task, "encoder": short_name(unit.encoder),
+            "langs": list(unit.langs), "seed": unit.seed, **settings(run.args, unit),
             "encoder_digest": run.corpora.encoder(unit.task, unit.encoder).digest,
             "data": {lang: run.corpora.digests(unit.task, lang) for lang in visit.languages(unit)},
             **visit.about(run, unit)}
@@ -695,9 +697,10 @@ def grid_header(run, pair):
         results.check_same(model_config(run, unit), about["config"], unit.path(run.args.out))
         models[role] = about.get("digest")
     return {"format": FORMAT, "task": pair.task, "metrics": list(TASKS[pair.task].metrics),
-            "encoder": label(pair.encoder), "encoder_digest": corpora.encoder(pair.task, pair.encoder).digest,
-            "src": pair.src, "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": LINE,
-            "plane": PLANE, "scored_in": run.scored_in, "settings": settings(run.args, pair),
+            "encoder": short_name(pair.encoder),
+            "encoder_digest": corpora.encoder(pair.task, pair.encoder).digest, "src": pair.src,
+            "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": LINE, "plane": PLANE,
+            "scored_in": run.scored_in, "settings": settings(run.args, pair),
             "models": models, "data": {lang: corpora.digests(pair.task, lang) for lang in langs},
             **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
 
@@ -759,7 +762,7 @@ def main(args):
     run.ranks.barrier()
     run.ranks.bar.close()
     evaluated = [] if all(map(run.ranks.outcome, pairs)) else grids.load([args.out])
-    for name, _, make in run.ranks.take(plot.plan(evaluated)):
+    for name, _, make in run.ranks.take(plot.figures_of(evaluated)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()
     code = report(run, evaluated, models, pairs + visits) if run.ranks.rank == 0 else 0
@@ -785,7 +788,7 @@ def check_data(run, models):
         said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]
         if run.corpora.orders(lang):
             said += ", {} of {} sentences are left as they are".format(*derive.unmoved(source.path))
-        run.ranks.say(f"{task:8}{lang} {split:6}{label(encoder)}: {said}")
+        run.ranks.say(f"{task:8}{lang} {split:6}{short_name(encoder)}: {said}")
         if note := data.departure(source, task, base, split, examples.counts["in_file"]):
             run.ranks.say(f"warning: {note}")
     run.ranks.barrier()

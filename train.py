@@ -1,6 +1,6 @@
 """One optimiser loop for every training, pretraining and fine-tuning alike; it knows no task.
 
-It is handed a model with `loss(batch)`, the batches of each step, and an `evaluate` that is called now and
+It is handed a model with `loss(batch)`, the batches of each step, and a `score_dev` that is called now and
 then. Killed at any moment, the same call takes up the last saved state and ends with the same parameters.
 """
 
@@ -21,7 +21,7 @@ class Settings(NamedTuple):
     """What decides the steps of a training, beside its model and batches."""
     steps: int
     lr: float                  # at its peak
-    evaluate_at: list          # the steps after which `evaluate` is called; the last one is `steps`
+    evaluate_at: list          # the steps after which `score_dev` is called; the last one is `steps`
     seed: int = 0              # of dropout
     warmup: int | None = None  # steps; None: a tenth of all (App. A)
     betas: tuple = (0.9, 0.99)  # the authors' code
@@ -38,10 +38,10 @@ def autocast(device, precision):
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device, kind, enabled=precision != "fp32")
 
-def train(model, batches, evaluate, settings, config, journal, name, ranks):
+def train(model, batches, score_dev, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
     batches(step, parts): the batch of a step, cut into at most so many; a batch has `count`, the number of
-    terms its loss is a mean of. evaluate(records): (record, keep) from the records before it; keep: these
+    terms its loss is a mean of. score_dev(records): (record, keep) from the records before it; keep: these
     are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
     which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
     refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number."""
@@ -60,7 +60,7 @@ def train(model, batches, evaluate, settings, config, journal, name, ranks):
                 raise UnitError(f"{name}: the loss became {loss} before step {until}; nothing of it was "
                                 f"kept. Try a lower {remedy}.")
             model.eval()
-            record, keep = evaluate(training.records)
+            record, keep = score_dev(training.records)
             logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}
             training.record(logged, keep)
     return training.kept, training.best

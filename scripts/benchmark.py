@@ -231,7 +231,7 @@ def row(*cells):
 
 def with_weights(name, folder, layers):
     """(encoder, what it is called); where it is a folder without weights, one with random weights."""
-    called, given = heads.label(name), Path(name)
+    called, given = heads.short_name(name), Path(name)
     if not given.is_dir() or any(given.glob("*.safetensors")):
         return name, called
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:   # whose peak is none of the ways'

@@ -61,8 +61,8 @@ class Kit:
         assert (self.out.exists(), files(self.out)) == before
 
 def files(folder):
-    """{name: content} of all files but empty ones."""
-    return {name: content for name, content in contents(folder, but="").items() if content}
+    """{path: content} of all files but empty ones."""
+    return {folder / name: content for name, content in contents(folder, but="").items() if content}
 
 def edit(path, change):
     """Change the bytes of a file; None: it is gone."""

@@ -303,8 +303,8 @@ def test_what_is_in_the_hubs_cache_is_found_there_under_both_names(encoder, tmp_
     assert len(shards := list(folder.glob("*.safetensors"))) > 1
     for name in ("mbert", "bert-base-multilingual-cased", "google-bert/bert-base-multilingual-cased"):
         assert heads.find(name) == str(folder) and load(name).tokenizer.is_fast
-    assert heads.label(str(folder)) == "google-bert--bert-base-multilingual-cased"
-    assert heads.label(str(shutil.copytree(encoder, tmp_path / "own/snapshots/first"))) == "first"
+    assert heads.short_name(str(folder)) == "google-bert--bert-base-multilingual-cased"
+    assert heads.short_name(str(shutil.copytree(encoder, tmp_path / "own/snapshots/first"))) == "first"
     shards[0].unlink()
     with pytest.raises(KitError, match="mbert"):
         load("mbert")
@@ -327,6 +327,7 @@ def test_the_hub_is_asked_once_for_seconds_if_at_all(encoder, tmp_path, monkeypa
     with pytest.raises(KitError, match=rf"'mbert'.*{words}[^\n]*$"):
         load("mbert")   # is never ./mbert
     assert asked == ["bert-base-multilingual-cased"] and time.monotonic() - began < 5
-    assert heads.find("./mbert") == "mbert" and heads.label("mbert") == heads.label("./mbert") == "mbert"
+    assert heads.find("./mbert") == "mbert"
+    assert heads.short_name("mbert") == heads.short_name("./mbert") == "mbert"
     kept = shutil.copytree(encoder, tmp_path / f"cache/models--{asked[0]}/snapshots/main")
     assert heads.find("mbert") == str(kept) and len(asked) == 1

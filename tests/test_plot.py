@@ -98,13 +98,13 @@ def test_a_collapsed_run_is_named_and_left_out(point, side, said):
 
 def test_parts_unfinished_runs_missing_angles_and_unlike_settings():
     grids = [grid(angle=80.0), grid(like("level"), part="encoder"), grid(like("level"), part="head")]
-    assert plot.summary(grids) == plot.summary(grids[:1]) and plot.plan(grids[1:]) == []
+    assert plot.summary(grids) == plot.summary(grids[:1]) and plot.figures_of(grids[1:]) == []
     assert plot.claims(grids)[:-2] == plot.claims(grids[:1])[:-2]
     assert any("footnote 2 alone: 2 of 3 grids" in text for text in plot.remarks(grids))
     unfinished = [grids[0], grid(like("bent", 0.3, 0.6), seed=2, keep=12), grid(task="xnli", keep=12)]
     assert found(unfinished, "Source stays flat") == found(grids[:1], "Source stays flat")
     grids = [grids[0], grid(seed=2, norm_ratio=None, angle=None)]  # counts in everything else
-    assert plot.numbers(grids)["angle: runs inside"] == 0 and len(plot.plan(grids)) == 5
+    assert plot.numbers(grids)["angle: runs inside"] == 0 and len(plot.figures_of(grids)) == 5
     assert plot.summary(grids)[0]["angle"] == "80.0" and plot.summary(grids)[0]["seeds"] == "2"
     grids = [grid(), grid(seed=2, settings={"lr": 2e-5, "limit": 500}, scored_in="tf32")]
     assert plot.remarks(grids) == ["Mixed settings: POS mBERT, limit 500 and None.",
@@ -119,7 +119,7 @@ def test_summary_by_hand():
     assert (rows[1]["metric"], rows[1]["zero-shot"], rows[1].get("flatness")) == ("UAS", "58.0 ± 1.4", None)
 
 def drawn(grids, name, kind):
-    [make] = [make for found, _, make in plot.plan(grids) if found == name]
+    [make] = [make for found, _, make in plot.figures_of(grids) if found == name]
     return make().findobj(kind)
 
 def texts(grids, name):
@@ -128,10 +128,10 @@ def texts(grids, name):
 
 def test_what_is_drawn_and_marked_as_unfinished():
     lines = ["fig2-lines", "lines-pos", "lines-pos-en-de", "norms"]
-    assert [name for name, _, _ in plot.plan([grid()])] == lines
-    assert [name for name, _, _ in plot.plan(seeds(1, 2))] == lines + ["variance"]
+    assert [name for name, _, _ in plot.figures_of([grid()])] == lines
+    assert [name for name, _, _ in plot.figures_of(seeds(1, 2))] == lines + ["variance"]
     half, other = grid(lines=False, keep=300), grid(task="ner", tgt="ru", encoder="xlmr", keep=20)
-    assert " ".join(name for name, _, _ in plot.plan([half, other])) == (
+    assert " ".join(name for name, _, _ in plot.figures_of([half, other])) == (
         "fig2-lines lines-ner lines-pos lines-ner-en-ru lines-pos-en-de plane-pos-en-de norms")
     for grids, name in (([half], "plane-pos-en-de"), ([other], "lines-ner")):
         assert "| seeds: 1, incomplete |" in texts(grids, name)
@@ -178,7 +178,7 @@ def test_models_languages_and_encoders_are_named():
 def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
     grids = [*seeds(1, 2, lines=False), grid(encoder="xlmr", lines=False, keep=300), grid(src="ar", keep=3)]
     kinds = ("fig2-lines", "plane-pos-en-de", "norms", "variance")  # the others are made by the same
-    chosen = [figure for figure in plot.plan(grids) if figure[0] in kinds]
+    chosen = [figure for figure in plot.figures_of(grids) if figure[0] in kinds]
     for folder, (name, _, make) in itertools.product("ab", chosen):
         plot.draw_figure(name, make, tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "a/figures").iterdir())
@@ -192,7 +192,7 @@ def test_report_shows_everything_and_its_links_exist(tmp_path):
     bad = grid(seed=3, metrics=["LAS", "UAS"])
     bad.points[TGT] = (50, 18)
     grids = seeds(1, 2, metrics=["LAS", "UAS"]) + [bad]
-    for name, _, make in plot.plan(grids):
+    for name, _, make in plot.figures_of(grids):
         plot.draw_figure(name, make, tmp_path)
     said = plot.report(grids, tmp_path, "reproduce.py --demo", "## Notes\n\nA toy.", ["NER seed 2: no."])
     text = (tmp_path / "report.md").read_text()

@@ -314,7 +314,7 @@ def test_figures_draw_every_visitor_and_what_is_far_off_hollow():
                     way=[[(.5, 60.0, 60.0), (1.0, 70.0, 70.0)]] * 2)
     for grid in found:
         grid.visits["average"][0]["distance"] = .2   # of |d_src| = 2
-    names = [name for name, _, _ in plot.plan(found)]
+    names = [name for name, _, _ in plot.figures_of(found)]
     assert {"visitors-pos-en-de", "remedies-pos-en-de"} <= {*names}
     axes = plot.plane_figure(found, True).axes[0]
     points = [line for line in axes.lines if line.get_marker() == "D"]
