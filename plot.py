@@ -175,7 +175,8 @@ def plane_figure(grids, visitors=False):
     figure, panels = canvas(min(len(encoders), 2), max(len(encoders), 2), 3.15, sharex=True, sharey=True)
     for (side, of), ax in zip(product((0, 1), encoders), panels.flat, strict=True):
         grid, axis = of[0], np.array(of[0].plane)
-        height = mean(normalise(of, grid.square)[0])[:, side].reshape(len(axis), -1).T  # (a2, a1)
+        whole = [run for run in of if run.points.keys() - run.axes] or of   # where others have lines alone
+        height = mean(normalise(whole, grid.square)[0])[:, side].reshape(len(axis), -1).T  # (a2, a1)
         height = np.ma.masked_invalid(height)
         ax.set_facecolor("0.85")  # what is not evaluated stays grey
         ax.contourf(axis, axis, height, levels=(-1, *LEVELS, 101), colors=SHADES)
@@ -189,7 +190,7 @@ def plane_figure(grids, visitors=False):
             ax.annotate(name, point, (4, 4), textcoords="offset points", weight="bold", path_effects=halo)
         encoder = grid.encoder_name.removeprefix("scratch").lstrip(", ")   # it is the pair's own
         name = ", ".join(filter(None, (f"{grid.task_name} {grid.pair}", encoder)))
-        title(ax, f"{name}\nscore on {grid.languages[side]}", of, grid.square)
+        title(ax, f"{name}\nscore on {grid.languages[side]}", whole, grid.square)
         ax.set(xlim=axis[[0, -1]], ylim=axis[[0, -1]], aspect="equal", xticks=axis[::5], yticks=axis[::5],
                xlabel="α₁", ylabel="α₂")
         if visitors:

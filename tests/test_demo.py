@@ -1,11 +1,14 @@
 """The demo's corpora and texts: repeatable, two languages, labels that follow from the text."""
 
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 import data
 import demo
+import reproduce
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
@@ -92,3 +95,16 @@ def test_titles_say_what_the_sentence_does_and_dev_sets_are_parallel(tmp_path, m
         lines = (tmp_path / "parallel" / f"{lang}.txt").read_text().splitlines()
         assert lines == [source for source, _ in found[lang, "dev"]]
         assert found[lang, "train"] != found["A", "train"]
+
+def test_the_table_of_words_that_only_b_has_leaves_remedies_out(corpora, monkeypatch):
+    monkeypatch.setattr(data, "TREEBANKS", data.TREEBANKS | data.INVENTED)
+    words = sum(len(words) for words, _ in trees(corpora, "B", "dev"))
+    dev, run = Mock(gold=torch.zeros(words, 1)), Mock()
+    run.args.task, run.args.data, run.device = ["pos"], corpora, "cpu"
+    run.ranks.outcome.return_value, run.corpora.examples.return_value = "", dev
+    run.finetuned = lambda unit, _: 1.0 if unit.visitor else 0.0   # a remedy is always wrong
+    run.scorer.predictions = lambda model, dev: dev.gold + model
+    plain = reproduce.Finetuned("pos", "scratch", ("A",), 1)
+    few, both = plain._replace(visitor="few-10", tgt="B"), plain._replace(langs=("A", "B"))
+    said = demo.notes(run, [plain, few, both])
+    assert "| A | 100.0 | 100.0 |" in said and "| A and B | 100.0 | 100.0 |" in said

@@ -97,8 +97,8 @@ def test_another_task_that_writes_is_one_entry_in_the_table(line, tmp_path, monk
     monkeypatch.setitem(r.TASKS, "stories", r.Task(
         ("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file, exchanged,
         data.encode_titles, (), *r.writes_with("scores")))
-    assert r.answer(r.parse_arguments(line("--task", "stories", "--src", "en", "--part", "decoder"))) == 0
-    header, *points = read(tmp_path / "out/grids/stories/BART/en-de/seed1.decoder.jsonl")
+    assert r.answer(r.parse_arguments(line("--task", "stories", "--src", "en"))) == 0
+    header, *points = read(tmp_path / "out/grids/stories/BART/en-de/seed1.jsonl")
     assert header["task"] == "stories" and len(points) == 65
     assert sum("written" in point for point in points) == 2
     assert "stories" in (tmp_path / "out/report.md").read_text()
