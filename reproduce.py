@@ -103,8 +103,8 @@ class Parser(argparse.ArgumentParser):
         hint = "separate by spaces; " if "," in value else "write it in lower case; " if lower else ""
         self.exit(2, f"reproduce.py: {message} ({hint}--help lists the flags)\n")
 
-def parse_arguments(argv=None):
-    """The settings of a run; exits with one sentence and code 2 where they make no sense."""
+def flags():
+    """The Parser of all flags, in groups."""
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     natural = at_least(1)
     g = p.add_argument_group("what to run")
@@ -158,6 +158,11 @@ def parse_arguments(argv=None):
     g.add_argument("--export", nargs="+", metavar="FILE",
                    help="FILE.safetensors ... FOLDER: write a model there for transformers (see export.py)")
     g.add_argument("--device", metavar="NAME", help="cuda or cpu (default cuda if there is one; demos: cpu)")
+    return p
+
+def parse_arguments(argv=None):
+    """The settings of a run; exits with one sentence and code 2 where they make no sense."""
+    p = flags()
     args = p.parse_args(argv)
     if args.export:
         return args
