@@ -163,6 +163,7 @@ def scratch(corpus, tmp_path):
                 "--batch-size", "8", "--lr", "1e-2", "--lines-only", "--device", "cpu", *more]
     return arguments
 
+@pytest.mark.slow   # two minutes; test_trust.py has its fast kin
 def test_killed_and_in_two_processes_the_files_are_the_same(scratch, tmp_path):
     short = tmp_path / "short.py"   # the command, with titles of 6 subwords
     short.write_text(f"import runpy, sys\nsys.path.insert(0, {str(KIT)!r})\nimport data\n"

@@ -228,7 +228,7 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
 
 # ---- stopped and shared -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):
     flags = (*kit.flags, "--visit", *ALL)
     whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0
