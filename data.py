@@ -7,6 +7,7 @@ each word's first subword, XNLI the first token, the parser the first token as R
 To add a language, add its treebank to TREEBANKS (and its git names to UD_GIT_NAMES if it is to be fetched).
 """
 
+import copy
 import hashlib
 import http.client
 import io
@@ -443,6 +444,24 @@ class Encoded:
         """(U,) the distinct subword ids of its batches, on the CPU."""
         import torch
         return torch.cat([self.ids.unique().cpu(), torch.tensor([self.pad])]).unique().long()
+
+    def begins(self):
+        """Numbers of the windows that begin a sentence, a list."""
+        return self.new[self.read_start[:-1]].nonzero()[:, 0].tolist()
+
+    def first(self, windows):
+        """The set of its first windows; what it does not read stays shared."""
+        few = copy.copy(self)
+        few.ids, few.kept = self.ids[:self.start[windows]], {}
+        few.lengths, few.reads, few.labelled = (
+            each[:windows] for each in (self.lengths, self.reads, self.labelled))
+        return few
+
+    def relabelled(self, gold):
+        """The same windows with other gold (R, K), for the same reads."""
+        other = copy.copy(self)
+        other.gold, other.kept = gold, {}
+        return other
 
     def batch(self, windows, packed=False):
         """The Batch of window numbers (B,), a numpy array; built on the device without asking it anything.

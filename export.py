@@ -39,25 +39,17 @@ def export(asked, encoder, tasks):
     pretrained = task.load(name, "fp32")
     if pretrained.digest != configs[0]["encoder_digest"]:
         raise KitError(f"{files[0][0]} was made from another encoder than {name!r}: name it by --encoder.")
-    rows = torch.arange(pretrained.model.get_input_embeddings().num_embeddings)
+    rows = torch.arange(pretrained.model.get_input_embeddings().num_embeddings)   # all
     model = task.build(pretrained, task.labels, rows)
     mixed = {}
     for file, weight in files:
         for key, value in heads.spread(model, results.whole(file), pretrained.model).items():
             mixed[key] = mixed.get(key, 0) + value.double() * (weight / total)
     model.load_state_dict({key: value.float() for key, value in mixed.items()}, strict=False)
-    whole, said = (seq2seq(model, pretrained), "") if task.writes else classifier(model.eval(), task.labels)
+    whole, said = (model.whole(), "") if task.writes else classifier(model.eval(), task.labels)
     whole.save_pretrained(folder)
     pretrained.tokenizer.save_pretrained(folder)
     return f"{folder}: a {type(whole).__name__} for transformers, of {len(files)} file(s){said}"
-
-def seq2seq(model, pretrained):
-    """The encoder-decoder of a generate.Generator as the library has it, in one piece."""
-    own = pretrained.model.get_encoder()
-    place = next(name for name, module in pretrained.model.named_modules() if module is own)
-    outer, _, name = place.rpartition(".")
-    setattr(model.decoder.get_submodule(outer), name, model.encoder)
-    return model.decoder
 
 @torch.no_grad()
 def classifier(model, labels):

@@ -57,8 +57,8 @@ class Generator(nn.Module):
         self.shared = model.get_input_embeddings().weight
         self.encoder, self.decoder = model.get_encoder(), model
         place = next(name for name, module in model.named_modules() if module is self.encoder)
-        outer, _, name = place.rpartition(".")
-        delattr(model.get_submodule(outer), name)   # what is left is the decoder, handed the encoder's states
+        self.outer, _, self.name = place.rpartition(".")
+        delattr(model.get_submodule(self.outer), self.name)   # what is left is the decoder
         self.first = None   # its windows share no row
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
@@ -67,6 +67,11 @@ class Generator(nn.Module):
         model.generation_config = transformers.GenerationConfig(
             max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad,
             eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=self.start)
+
+    def whole(self):
+        """The encoder-decoder as the library has it, in one piece."""
+        setattr(self.decoder.get_submodule(self.outer), self.name, self.encoder)
+        return self.decoder
 
     def encode(self, batch):
         """(the encoder's output with its last hidden states (B, L, H), the mask (B, L) of the subwords)."""

@@ -103,29 +103,37 @@ def join(first, second):
 
 def read(path):
     """One result file as a Grid; None where not even the header was written whole."""
-    rows = lines(path)
-    grid = check(path, rows) if rows else None
-    for file in sorted(path.with_suffix(".visits").glob("*.jsonl")) if grid else ():
-        found = lines(file)
-        try:
-            if found and found[0]["models"] != grid.header.get("models"):
-                raise ValueError(f"it is of other models than {path}")
-            for point in found[1:]:
-                numbers = [point[name] for name in ("a1", "a2", "distance", "from_start")]
-                scored = [side[name] for side in (point["src"], point["tgt"], *point["nearest"].values())
-                          for name in grid.metrics]
-                if not all(map(math.isfinite, numbers)) or not all(0 <= score <= 100 for score in scored):
-                    raise ValueError(f"a point in it cannot be: {point}")
-            if found and len(found) > found[0]["points"]:
-                grid.visits[file.stem] = found[1:]
-        except (AttributeError, LookupError, TypeError, ValueError) as e:
-            reason = f"it has no {e}" if isinstance(e, KeyError) else e
-            raise KitError(f"{file}: {reason}; delete it, the same command makes it again") from None
+    rows = rows_in(path)
+    if not rows:
+        return None
+    grid = check(path, rows)
+    for file in sorted(path.with_suffix(".visits").glob("*.jsonl")):
+        if points := visit_points(file, grid):
+            grid.visits[file.stem] = points
     return grid
 
-def lines(path):
+def rows_in(path):
     """The rows of a file; a torn last line is not ours to cut off, so it is read from a copy."""
     return read_lines(io.BytesIO(path.read_bytes()), path)
+
+def visit_points(file, grid):
+    """The points of a visit to a Grid; None where some are still to come. Raises KitError as check does."""
+    header, *points = rows_in(file) or [None]
+    if header is None:
+        return None
+    try:
+        if header["models"] != grid.header.get("models"):
+            raise ValueError(f"it is of other models than {grid.file}")
+        for point in points:
+            numbers = [point[name] for name in ("a1", "a2", "distance", "from_start")]
+            scored = [side[name] for side in (point["src"], point["tgt"], *point["nearest"].values())
+                      for name in grid.metrics]
+            if not all(map(math.isfinite, numbers)) or not all(0 <= score <= 100 for score in scored):
+                raise ValueError(f"a point in it cannot be: {point}")
+        return points if len(points) >= header["points"] else None
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        reason = f"it has no {e}" if isinstance(e, KeyError) else e
+        raise KitError(f"{file}: {reason}; delete it, the same command makes it again") from None
 
 def check(path, rows):
     """The Grid of a result file's rows. Raises KitError where something is missing or a point is wrong."""

@@ -9,13 +9,12 @@ import copy
 import hashlib
 import inspect
 import json
-import math
 import os
 import re
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from math import inf, sqrt
+from math import acos, degrees, inf, sqrt
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -164,7 +163,7 @@ class Plane:
         ratio = angle = None
         if norm_src and norm_tgt:
             cosine = sums[2].item() / norm_src / norm_tgt
-            ratio, angle = norm_src / norm_tgt, math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+            ratio, angle = norm_src / norm_tgt, degrees(acos(max(-1.0, min(1.0, cosine))))
         return {"norm_src": norm_src, "norm_tgt": norm_tgt, "norm_ratio": ratio, "angle": angle}
 
 def variational_dropout(x, p, training):

@@ -216,7 +216,7 @@ def draw_visitors(ax, of, halo):
                     mfc="white" if point["distance"] > FAR_OFF * long else None)
 
 def visitor_figures(grids):
-    """The figures of visitors, as plan has its own."""
+    """The figures of visitors, as those of figures_of."""
     grids, drawn = [grid for grid in sound(grids) if grid.visits], []
     for names, of in group(grids, *PAIR).items():
         name, label = "-".join(names), f"{of[0].task_name} {of[0].pair}"

@@ -212,7 +212,7 @@ def check_arguments(args):
     for task in args.task:
         if args.part not in ("all", *TASKS[task].parts):
             raise KitError(f"--part {args.part}: task {task} has {' and '.join(TASKS[task].parts)}")
-    visit.check(args, any(generated))
+    visit.check(args, [task for task in args.task if TASKS[task].writes])
     sides = [side.split("+") for side in args.src]
     if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
         raise KitError(f"--src {twice[0]} names a language twice")
@@ -400,8 +400,9 @@ def dry_run(args, models, pairs):
         chosen = json.dumps(settings(args, pair))
         print(f"  {task} {short_name(encoder)}: {have} of {wanted} points done; {chosen}")
     if visits := visit.visits(args, pairs):
-        paths = [(each.path(args.out, "all").parent.with_suffix(".jsonl"), each.visitor) for each in visits]
-        done = sum(path.exists() and name in getattr(grids.read(path), "visits", ()) for path, name in paths)
+        paths = [each._replace(visitor="").path(args.out, "all") for each in visits]
+        found = [grids.read(path) if path.exists() else None for path in paths]
+        done = sum(grid is not None and each.visitor in grid.visits for each, grid in zip(visits, found))
         print(f"  {done} of {len(visits)} visits done: {' '.join(args.visit)}")
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
         print(f"to pretrain before: {', '.join(todo)}; {pretraining(args).steps} steps each")
@@ -511,7 +512,8 @@ class Scorer:
 class Run:
     """What the phases of a run share: settings, processes, device, corpora, scorer, and its models."""
 
-    def __init__(self, args):
+    def __init__(self, args, pairs=()):
+        """pairs: of the plan, whose visits say which checkpoints are kept."""
         self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
         self.faults = []   # tracebacks of what the kit did wrong, for the end
         args.precision = args.precision or usual_precision(self.device)
@@ -522,7 +524,7 @@ class Run:
             torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
         self.corpora = Corpora(args, self.device)
         self.scorer = Scorer(self.corpora, self.ranks)
-        self.keeps = visit.keeps(args, plan(args)[1])
+        self.keeps = visit.keeps(args, pairs)
         self.watch = generate.Watch(args.parallel, pairs_of(args), self.corpora, self.scorer)
 
     def model(self, unit, sets=None, ids=()):
@@ -709,8 +711,8 @@ def grid_header(run, pair):
             "models": models, "data": {lang: corpora.digests(pair.task, lang) for lang in langs},
             **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
 
-def place(run, each):
-    """Place a visitor at the plane of its pair."""
+def evaluate_visit(run, each):
+    """Place a visitor at the plane of its pair, and score it."""
     visit.evaluate(run, each, grid_header(run, each))
 
 def about_dev(run, pair):
@@ -744,7 +746,7 @@ def about_watch(run, pair):
 def main(args):
     """The experiment from plan to report; returns the exit code."""
     models, pairs = plan(args)
-    visits, run = visit.visits(args, pairs), Run(args)
+    visits, run = visit.visits(args, pairs), Run(args, pairs)
     if args.dry_run:
         return dry_run(args, models, pairs)
     results.check_locks(Path(args.out))
@@ -762,7 +764,7 @@ def main(args):
     for pair in run.ranks.take(pairs):   # once its three models are there
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
     for each in run.ranks.take(visits):
-        attempt(run, each, place, each.path(args.out, "all").with_suffix(".failed"),
+        attempt(run, each, evaluate_visit, each.path(args.out, "all").with_suffix(".failed"),
                 [each._replace(visitor=""), *visit.made_of(args, each)])
     run.ranks.barrier()
     run.ranks.bar.close()
@@ -859,7 +861,8 @@ def answer(args):
     """main with its mistakes told as sentences; returns the exit code."""
     try:
         if args.export:
-            return print(export.export(args.export, (args.encoder or [None])[0], TASKS)) or 0
+            print(export.export(args.export, (args.encoder or [None])[0], TASKS))
+            return 0
         return main(args) or 0
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -8,7 +8,6 @@ distance from the plane tells how much of its way is to be seen there at all. Al
 names remedies (Sec. 6) but places none.
 """
 
-import copy
 import json
 import math
 import re
@@ -27,25 +26,20 @@ from results import KitError, UnitError
 def first_sentences(run, unit, number):
     """The Encoded set of the first sentences of the target's training file."""
     examples = run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train")
-    begins = examples.new[examples.read_start[:-1]].nonzero()[:, 0].tolist()   # windows
+    begins = examples.begins()
     if len(begins) < int(number):
         raise UnitError(f"{unit}: the training file of {unit.tgt} gives {len(begins)} sentences, fewer than "
                         f"{number}.")
-    windows, few = [*begins, len(examples)][int(number)], copy.copy(examples)
-    few.ids, few.kept = examples.ids[:examples.start[windows]], {}
-    few.lengths, few.reads, few.labelled = (
-        each[:windows] for each in (examples.lengths, examples.reads, examples.labelled))
-    return few
+    return examples.first([*begins, len(examples)][int(number)])
 
 def own_labels(run, unit, word):
     """The target's training sentences with the labels that the source-only model gives them."""
-    examples = copy.copy(run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train"))
-    examples.kept, gold = {}, examples.gold
-    found = run.scorer.predictions(run.finetuned(*needs(unit), [examples]), examples).to(gold.dtype)  # (R, K)
-    kinds, examples.gold, examples.kept = found.shape[1], gold.clone(), {}
-    # What is read but not labelled stays so, as the parser's ROOT.
-    examples.gold[:, :kinds] = found.where(gold[:, :kinds] >= 0, gold[:, :kinds])
-    return examples
+    examples = run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train")
+    read = examples.relabelled(gold := examples.gold.clone())   # a copy, which keeps no batches of the other
+    found = run.scorer.predictions(run.finetuned(*needs(unit), [read]), read).to(gold.dtype)        # (R, K)
+    kinds = found.shape[1]   # what is read but not labelled stays so, as the parser's ROOT
+    gold[:, :kinds] = found.where(gold[:, :kinds] >= 0, gold[:, :kinds])
+    return examples.relabelled(gold)
 
 class Visitor(NamedTuple):
     """What there is to say of a visitor; its entry in VISITORS is all there is to add."""
@@ -79,14 +73,14 @@ def find(name):
             return entry, "".join(matched.groups())
     raise KitError(f"--visit {name!r}: there is {', '.join(VISITORS)}; N is a number, LANG a language.")
 
-def check(args, writes):
-    """Raise KitError where there is no such visitor; writes: a task has no labels, but texts."""
+def check(args, writing):
+    """Raise KitError where there is no such visitor; writing: the tasks that have no labels, but texts."""
     for name in args.visit:
         entry, word = find(name)
         if name.startswith("with-"):
             derive.parse(word)
-        if entry.taught is own_labels and writes:
-            raise KitError(f"--visit {name}: the task title has no labels; expected a task that has.")
+        if entry.taught is own_labels and writing:
+            raise KitError(f"--visit {name}: the task {writing[0]} has no labels; expected a task that has.")
     if args.visit and args.part != "all":
         raise KitError(f"--visit needs the plane of all parameters: leave out --part {args.part}")
 
@@ -166,7 +160,7 @@ def points_of(args, visit):
 
 def evaluate(run, visit, header):
     """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file."""
-    import torch
+    import torch  # not above: plot.py has no need of it
     path, points = visit.path(run.args.out, "all"), points_of(run.args, visit)
     files = list(dict.fromkeys(sum((files for _, files in points), [])))
     digests = {str(file.relative_to(run.args.out)): results.load_tensors(file, None)[0]["digest"]
@@ -181,6 +175,7 @@ def evaluate(run, visit, header):
             plane = run.plane(visit, files)
             start = torch.nn.utils.parameters_to_vector(plane.model.parameters()).detach()
         for which, of in todo:
+            plane.theta.copy_(start)
             place(run, plane, visit, of)
             line = which | project(plane, start) | scores(run, plane, visit)
             plane.move(line["a1"], line["a2"])
@@ -193,17 +188,16 @@ def scores(run, plane, visit):
     return {"src": source, "tgt": target}
 
 def place(run, plane, visit, files):
-    """Let a plane stand at the mean of files of parameters, at the start where there are none."""
+    """Let a plane stand at the mean of files of parameters; without any it stays where it is."""
     import heads
     whole, apart = run.corpora.encoder(visit.task, visit.encoder).model, find(visit.visitor)[0].apart
-    sums, start = {}, dict(plane.model.named_parameters())
+    sums = {}
     for file in files:
         for name, value in heads.spread(plane.model, results.whole(file), whole).items():
             if name not in sums or not name.startswith(apart):
                 sums[name] = sums.get(name, 0) + value.double()
-    for name, view in plane.views.items():
-        number = 1 if name.startswith(apart) else len(files)
-        view.copy_(sums.pop(name) / number if files else start[name].detach())
+    for name in list(sums):
+        plane.views[name].copy_(sums.pop(name) / (1 if name.startswith(apart) else len(files)))
 
 def project(plane, start):
     """Where a plane's parameters (P,) lie: the coordinates of its point nearest to them, their distance from

@@ -270,7 +270,8 @@ def main():
             folder, called = with_weights(name, f"{out}/encoders", args.layers)
             said.append(compare(argparse.Namespace(**vars(args) | {"encoder": [folder], "out": f"{out}/{i}"}),
                                 called))
-        print(f"\n{args.task[0]} of {args.src[0]} and {args.tgt[0]}, --limit {args.limit[0]}; "
+        limit = " ".join(map(str, args.limit))
+        print(f"\n{args.task[0]} of {args.src[0]} and {args.tgt[0]}, --limit {limit}; "
               f"medians of {args.steps} steps and {args.points} points. {'; '.join(said)}.")
 
 if __name__ == "__main__":

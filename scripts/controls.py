@@ -42,6 +42,8 @@ def trained(base, unit, **changes):
     name = "-".join(f"{key}-{value}" for key, value in told.items()) or "base"
     run = copy.copy(base)
     run.args = argparse.Namespace(**vars(base.args) | changes | {"out": f"{base.args.out}/{name}"})
+    run.corpora = reproduce.Corpora(run.args, run.device)   # whose sentences --limit counts
+    run.scorer = reproduce.Scorer(run.corpora, run.ranks)
     unit = unit._replace(encoder=changes.get("encoder", unit.encoder))
     reproduce.finetune(run, unit)
     kept, _ = results.load_tensors(unit.path(run.args.out), None)
@@ -97,8 +99,7 @@ def rows(base, pair):
     yield "source model halfway", measure(run, pair, both, halfway, tgt)
     half = trained(base, pair.models()[0], epochs=max(1, base.args.epochs // 2))[0]
     yield "bilingual model at half the epochs", measure(run, pair, half, src, tgt)
-    train_limit, dev_limit = base.args.limit[0], base.args.limit[-1]
-    more = {"limit": [MORE * train_limit, dev_limit], "epochs": max(1, base.args.epochs // MORE)}
+    more = {"limit": [MORE * size for size in base.args.limit], "epochs": max(1, base.args.epochs // MORE)}
     found = [each for each, _, _ in three(base, pair, **more)]
     yield f"{MORE} times the sentences at as many steps", {"epochs": more["epochs"]} | measure(
         run, pair, *found)

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from conftest import contents
 
 import data
 import demo
@@ -14,9 +15,6 @@ import reproduce
 def corpora(tmp_path_factory):
     demo.write_data(folder := tmp_path_factory.mktemp("demo"), "languages")
     return folder
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 def trees(folder, lang, split="train"):
     """(words, [(head, relation, scored)]) of the sentences; refuses what is no tree of universal labels."""

@@ -1,6 +1,9 @@
-"""The benchmark's two ways on the tiny encoder: the same models, scored alike."""
+"""The benchmark and the controls on the tiny encoder: two ways score alike, a change is what it says."""
+
+import json
 
 import benchmark
+import controls
 import numpy as np
 import pytest
 
@@ -24,3 +27,15 @@ def test_kit_and_plain_loop_score_the_same_models_alike(encoder, corpus, tmp_pat
         way.load()
         counts.append(np.array([way.point(*point)[1] for point in ((0, 0), (1, 0), (0, 1), (1.5, -.5))]))
     assert (counts[0] == counts[1]).all() and len(np.unique(counts[0], axis=0)) > 1   # not one label for all
+
+def test_a_control_with_more_sentences_is_trained_on_them(encoder, corpus, tmp_path):
+    base = reproduce.Run(reproduce.parse_arguments(
+        f"--task pos --src en --tgt de --seeds 1 --epochs 1 --lr 1e-2 --batch-size 4 --limit 8 --device cpu "
+        f"--encoder {encoder} --data {corpus} --out {tmp_path}".split()))
+    unit = reproduce.Finetuned("pos", str(encoder), ("en",), 1)
+    steps = []
+    for changes in ({}, {"limit": [controls.MORE * 8]}):
+        *_, run = controls.trained(base, unit, **changes)
+        log = unit.path(run.args.out).with_name("train.jsonl").read_text().splitlines()
+        steps.append(json.loads(log[-1])["step"])
+    assert steps == [2, 8]

@@ -53,9 +53,9 @@ def child(argv, options, out, err):
 def change(moment=0, place="", disk=0, pause=0, figures=0):
     """Make this process a small one. moment and place: where it kills itself; disk: bytes a file may have;
     pause: seconds before each scoring; figures: how many are drawn."""
-    plan, score = reproduce.plot.figures_of, reproduce.Scorer.score
+    figures_of, score = reproduce.plot.figures_of, reproduce.Scorer.score
     demo.SIZES, demo.PAIRS, demo.TEXTS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300
-    reproduce.plot.figures_of = lambda grids: plan(grids)[:figures]
+    reproduce.plot.figures_of = lambda grids: figures_of(grids)[:figures]
 
     def slow_score(*args):
         time.sleep(pause)
