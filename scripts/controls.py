@@ -87,7 +87,7 @@ def rows(base, pair):
     def keep_half(training, logged, keep):   # an early checkpoint, of which a run keeps no parameters
         if training.step <= training.settings.steps / 2:
             now = {name: p.detach().cpu().clone() for name, p in training.parameters.items()}
-            halfway.update(heads.moved(training.model, now, base.encoder(*pair[:2]).model))
+            halfway.update(heads.moved(training.model, now, base.corpora.encoder(*pair[:2]).model))
         record(training, logged, keep)
 
     (both, _, run), (src, score, _), (tgt, _, _) = three(base, pair)
@@ -146,7 +146,7 @@ def main():
         for numbers in (json.loads(line) for path in files for line in path.read_text().splitlines()):
             found.setdefault(numbers.pop("changed"), []).append(numbers)
         print(table([{"changed": name, "seeds": str(len(of))} | {
-            key: f"{np.mean([each[key] for each in of]):.3g}" for key in of[0]}
+            key: f"{np.mean(np.array([each[key] for each in of], float)):.3g}" for key in of[0]}
             for name, of in found.items()]))
         plot.draw_figure("controls", partial(figure, found), base.args.out)
 

@@ -7,6 +7,7 @@ import controls
 import numpy as np
 import pytest
 
+import plot
 import reproduce
 
 @pytest.mark.parametrize("task", ["pos", "xnli"])
@@ -28,14 +29,27 @@ def test_kit_and_plain_loop_score_the_same_models_alike(encoder, corpus, tmp_pat
         counts.append(np.array([way.point(*point)[1] for point in ((0, 0), (1, 0), (0, 1), (1.5, -.5))]))
     assert (counts[0] == counts[1]).all() and len(np.unique(counts[0], axis=0)) > 1   # not one label for all
 
-def test_a_control_with_more_sentences_is_trained_on_them(encoder, corpus, tmp_path):
-    base = reproduce.Run(reproduce.parse_arguments(
-        f"--task pos --src en --tgt de --seeds 1 --epochs 1 --lr 1e-2 --batch-size 4 --limit 8 --device cpu "
-        f"--encoder {encoder} --data {corpus} --out {tmp_path}".split()))
+@pytest.fixture
+def small(encoder, corpus, tmp_path):
+    """Flags of a small experiment, the first 8 sentences of each file."""
+    return (f"--task pos --src en --tgt de --seeds 1 --epochs 1 --lr 1e-2 --batch-size 4 --limit 8 "
+            f"--device cpu --encoder {encoder} --data {corpus} --out {tmp_path}".split())
+
+def test_a_control_with_more_sentences_is_trained_on_them(small, encoder):
+    base, steps = reproduce.Run(reproduce.parse_arguments(small)), []
     unit = reproduce.Finetuned("pos", str(encoder), ("en",), 1)
-    steps = []
     for changes in ({}, {"limit": [controls.MORE * 8]}):
         *_, run = controls.trained(base, unit, **changes)
         log = unit.path(run.args.out).with_name("train.jsonl").read_text().splitlines()
         steps.append(json.loads(log[-1])["step"])
     assert steps == [2, 8]
+
+def test_controls_run_to_their_table(small, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["controls.py", *small])
+    monkeypatch.setattr(controls, "EPOCHS", (1,))
+    monkeypatch.setattr(plot, "draw_figure", lambda name, make, out: make())
+    controls.main()
+    said = capsys.readouterr().out
+    rows = ("nothing", "source model halfway", "bilingual model at half the epochs",
+            "4 times the sentences at as many steps", "encoder not pretrained", "rate 0.001", "rate 0.0001")
+    assert all(f"\n{row} " in said for row in rows)
