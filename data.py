@@ -19,6 +19,7 @@ import zipfile
 from bisect import bisect_right
 from collections import Counter
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -517,6 +518,17 @@ class Encoded:
             cut = self.cut(np.arange(len(self)), tokens, waste)
             self.kept[tokens, waste] = [self.batch(windows) for windows in cut]
         return self.kept[tokens, waste]
+
+@lru_cache(maxsize=1)
+def batch_order(sizes, batch_size, seed, epoch):
+    """[(lang, window numbers)] of an epoch from (lang, number of windows) pairs.
+    A batch holds one language; the batches of all are shuffled together (the authors' code)."""
+    rng = np.random.default_rng([seed, epoch])
+    batches = []
+    for lang, size in sizes:
+        shuffled = rng.permutation(size)
+        batches += [(lang, shuffled[first:first + batch_size]) for first in range(0, size, batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 def special(tokenizer):
     """(ids before, ids after) a sentence: [CLS] and [SEP] in BERT, <s> and </s> in XLM-R. Raises KitError."""

@@ -14,6 +14,9 @@ import numpy as np
 
 from results import FORMAT, KitError, read_lines
 
+PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
+LINE = sorted([*PLANE, 0.025, 0.05, 0.075, 0.125, 0.15, 0.175,
+               0.825, 0.85, 0.875, 0.925, 0.95, 0.975])                                       # footnote 5
 MARGIN = 1.0     # a model at most this many points above the most frequent class has collapsed
 MIN_CASES = 3    # with fewer cases a band is over runs, though seeds of one case are no independent samples
 BOTH, SRC, TGT = (0.0, 0.0), (1.0, 0.0), (0.0, 1.0)  # the three fine-tuned models
@@ -74,6 +77,12 @@ class Grid:
                 return (f"{name} model {score:.1f} on {self.languages[side]}, most frequent class "
                         f"{self.floors[side]:.1f}")
         return ""
+
+def points(lines_only):
+    """Distinct points (a1, a2) of Eq. 3, the lines first: Eq. 1 at a is (1-a, 0), Eq. 2 at a is (0, 1-a)."""
+    lines = [(round(1 - a, 3), 0.0) for a in LINE] + [(0.0, round(1 - a, 3)) for a in LINE]
+    plane = [] if lines_only else [(a1, a2) for a1 in PLANE for a2 in PLANE]
+    return list(dict.fromkeys(lines + plane))
 
 def load(folders):
     """All grids under folders, sorted; one in two folders counts once. Raises KitError where they differ."""

@@ -15,7 +15,6 @@ The same command again continues where the last one stopped, whatever stopped it
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -26,51 +25,8 @@ import data
 import derive
 import visit
 from results import FORMAT, KitError, UnitError
+from tasks import TASKS, Corpora, Scorer
 
-class Task(NamedTuple):
-    """Everything that tells one task from another; its entry in TASKS is all there is to add."""
-    metrics: tuple   # the scores by name, the task's own first
-    source: object   # (folder, lang, split) -> the file, as a data.Source
-    read: object     # (path, lang) -> examples
-    encode: object   # (examples, tokenizer, split, label) -> data.Encoded
-    labels: tuple    # none of what writes
-    load: object     # (name, precision) -> the pretrained heads.Encoder
-    build: object    # (heads.Encoder, labels, ids) -> the model, with these rows of its embedding; None: all
-    count: object    # (predictions, dev set, lang, languages) -> counts (metrics, 2), right and of all;
-                     # languages() gives the generate.Languages that tell in which language a text is
-    parts: tuple = ("encoder", "head")   # with which names of parameters begin
-
-    @property
-    def writes(self):
-        """Whether its answers are texts, which an encoder-decoder writes."""
-        return "decoder" in self.parts
-
-# Modules whose import takes seconds are looked up when a function is called, so that --help is quick.
-def reads_with(head, count):
-    """What an encoder with a class of heads.py on it needs of a Task's entry; count: a function there."""
-    return (lambda name, precision: heads.load_encoder(name, precision),
-            lambda encoder, labels, ids: heads.Model(encoder, getattr(heads, head), len(labels), ids),
-            lambda found, dev, lang, languages: getattr(heads, count)(found, dev))
-
-def writes_with(count):
-    """The same for an encoder-decoder; count: a function of generate.py."""
-    return (lambda name, precision: generate.load_generator(name),
-            lambda encoder, labels, ids: generate.Generator(encoder),   # tied to its outputs: all rows move
-            lambda found, dev, lang, languages: getattr(generate, count)(found, dev, lang, languages()),
-            ("encoder", "decoder"))
-
-TASKS = {
-    "xnli": Task(("accuracy",), data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI,
-                 *reads_with("Linear", "accuracy")),
-    "ner": Task(("span F1",), data.ner_file, data.read_ner, data.encode_words, data.BIO,
-                *reads_with("Linear", "span_f1")),
-    "pos": Task(("accuracy",), data.ud_file, data.read_pos, data.encode_words, data.UPOS,
-                *reads_with("Linear", "accuracy")),
-    "parsing": Task(("LAS", "UAS"), data.ud_file, data.read_trees, data.encode_trees, data.RELATIONS,
-                    *reads_with("Biaffine", "attachment")),
-    "title": Task(("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file,
-                  data.read_titles, data.encode_titles, (), *writes_with("scores")),
-}
 PAPER = {"encoder": ["mbert", "xlmr"], "task": ["xnli", "ner", "pos", "parsing"], "src": ["en", "ar"],
          "tgt": ["ar", "de", "es", "fr", "hi", "ru", "vi", "zh"], "seeds": [1, 2, 3]}             # Sec. 4
 FINE_TUNING = {"epochs": 5, "batch_size": 32, "lr": 2e-5}                                         # App. A
@@ -92,10 +48,6 @@ DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out":
 SCRATCH = "scratch", "scratch-original", "scratch-random"   # the controls: original alone; no training
 CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
-PLANE = [round(0.1 * i, 1) for i in range(-5, 16)]                                                # Sec. 4
-LINE = sorted([*PLANE, 0.025, 0.05, 0.075, 0.125, 0.15, 0.175,
-               0.825, 0.85, 0.875, 0.925, 0.95, 0.975])                                       # footnote 5
-
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         value = message.partition("'")[2].partition("'")[0]   # what was given, where the message quotes it
@@ -178,8 +130,7 @@ def parse_arguments(argv=None):
 def complete(args):
     """Give settings that were not asked for the values of the demo or of the paper."""
     if args.demo:
-        fixed = ["src", "encoder", "paper", "data", "text", "parallel"]
-        fixed += ["tgt"] if args.demo != "ingredients" else []
+        fixed = "src encoder paper data text parallel".split() + ["tgt"] * (args.demo != "ingredients")
         if asked := [f"--{name}" for name in fixed if getattr(args, name) not in (None, False)]:
             raise KitError(f"--demo has its own: leave out {' and '.join(asked)}")
         data.TREEBANKS.update(data.INVENTED)
@@ -244,10 +195,9 @@ if __name__ == "__main__":   # --help and a wrong flag are answered before the i
 import json
 import math
 import shlex
-import socket
 import time
 import traceback
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +213,7 @@ import plot
 import pretrain
 import results
 from heads import short_name
-from train import Settings, train
+from train import Settings, find_device, train, usual_precision
 
 # ---- plan -------------------------------------------------------------------------------------------------
 
@@ -343,8 +293,7 @@ def scratch(args, kind, task, src, tgt):
     """The encoders that are pretrained for a pair, one for each --align (pretrain.Scratch)."""
     texts = demo.texts(args.out, args.demo, src, tgt) if args.demo else args.text
     align = [0.0] if args.demo == "ingredients" and tgt not in demo.ALIGNED else args.align
-    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align,
-                            TASKS[task].writes)
+    return pretrain.scratch(f"{args.out}/encoders", kind, src, tgt, texts, align, TASKS[task].writes)
 
 def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
@@ -363,17 +312,11 @@ def pretraining(args):
     """The Preset of a run: what was asked for, else the demo's, else the paper's."""
     return pretrain.parse_preset(args.pretraining, demo.PRETRAINING[args.demo] if args.demo else "")
 
-def points(lines_only):
-    """Distinct points (a1, a2) of Eq. 3, the lines first: Eq. 1 at a is (1-a, 0), Eq. 2 at a is (0, 1-a)."""
-    lines = [(round(1 - a, 3), 0.0) for a in LINE] + [(0.0, round(1 - a, 3)) for a in LINE]
-    plane = [] if lines_only else [(a1, a2) for a1 in PLANE for a2 in PLANE]
-    return list(dict.fromkeys(lines + plane))
-
 def points_of(args, pair):
     """The points of one pair; a demo spares its reader all planes but one, and a control's lines."""
     if args.demo and pair.lr:
         return [grids.BOTH, grids.SRC, grids.TGT]
-    return points(args.lines_only or args.demo and (pair.task, pair.seed) != ("pos", args.seeds[0]))
+    return grids.points(args.lines_only or args.demo and (pair.task, pair.seed) != ("pos", args.seeds[0]))
 
 def settings(args, unit):
     """Fine-tuning settings of a unit: what was asked for, else the demo's, else the paper's."""
@@ -409,106 +352,6 @@ def dry_run(args, models, pairs):
 
 # ---- run --------------------------------------------------------------------------------------------------
 
-class Corpora:
-    """The corpora of a run: their files, and what is encoded of them, on the device."""
-
-    def __init__(self, args, device):
-        self.args, self.device = args, device
-
-    def source(self, task, lang, split):
-        """The data.Source of a language's file; a derived language has the files of its base."""
-        return TASKS[task].source(self.args.data, derive.parse(lang)[0], split)
-
-    def orders(self, lang):
-        """The Sources of the treebanks from which a derived language has its order."""
-        derivations = [name.split("-", 1) for name in derive.parse(lang)[1]]
-        return [data.ud_file(self.args.data, other[0], "train")
-                for kind, *other in derivations if kind == "syntax"]
-
-    @lru_cache(maxsize=None)
-    def digests(self, task, lang):
-        """SHA-256 of a language's train and dev file, and of the treebank that its order is from."""
-        sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
-        return [data.sha256(source.path.read_bytes()) for source in sources]
-
-    def encoder(self, task, name):
-        """The pretrained heads.Encoder of a task, by its name."""
-        return TASKS[task].load(name, self.args.precision)
-
-    def reader(self, task, lang):
-        """The task's reader, for sentences in the order of another language where the name says so."""
-        read = TASKS[task].read
-        for source in self.orders(lang):
-            if TASKS[task].source is not data.ud_file:
-                raise KitError(f"--task {task}: its files have no trees, from which {lang} is derived; "
-                               "syntax is there for tasks with a treebank.")
-            read = derive.reader(read, derive.preference(source.path))
-        return read
-
-    @lru_cache(maxsize=64)
-    def examples(self, task, encoder, lang, split):
-        """A corpus file as an Encoded set on the device; encoder: its name."""
-        (base, derivations), loaded = derive.parse(lang), self.encoder(task, encoder)
-        read, path = self.reader(task, lang), self.source(task, lang, split).path
-        limit = self.args.limit and self.args.limit[0 if split == "train" else -1]
-        encoded = data.load(path, base, split, read, TASKS[task].encode, loaded.tokenizer, limit)
-        if derivations:
-            rows = loaded.model.config.vocab_size
-            encoded = derive.derive(encoded, derivations, loaded.tokenizer, rows, TASKS[task].labels)
-        return encoded.to(self.device)
-
-class Scorer:
-    """The one way a model is scored, anywhere: on a language's whole dev set, in file order."""
-
-    def __init__(self, corpora, ranks):
-        self.corpora, self.ranks = corpora, ranks
-        on_gpu = corpora.device.type == "cuda"
-        self.subwords = 16384 if on_gpu else 2560   # of a batch; halved where memory runs out
-        self.waste = math.inf if on_gpu else 64     # of them padding: on a CPU more costs more than a batch
-
-    @torch.no_grad()
-    def score(self, predict, unit, lang, langs=()):
-        """{metric: score from 0 to 100} on a language's dev set.
-        predict: a model in eval mode or a Plane, a function from a Batch to predictions (B, N, K); unit: a
-        Finetuned or a Pair; langs: those among which the language of what is written is told."""
-        task, dev = TASKS[unit.task], self.corpora.examples(unit.task, unit.encoder, lang, "dev")
-        languages = partial(self.languages, unit.task, tuple(sorted(langs)))
-        while True:
-            try:
-                counts = task.count(self.predictions(predict, dev), dev, lang, languages).tolist()
-                return {name: round(100 * got / max(1, of), 4)
-                        for name, (got, of) in zip(task.metrics, counts, strict=True)}
-            except (RuntimeError, MemoryError) as e:
-                if not results.out_of_memory(e) or self.subwords < 64:
-                    raise
-            self.subwords //= 2   # smaller batches, the same scores
-            torch.cuda.empty_cache()
-
-    def side(self, predict, pair, langs):
-        """(mean score, {language: score}) of one side of a pair, as `score` gives them."""
-        each = {lang: self.score(predict, pair, lang, sum(pair.langs(), ())) for lang in langs}
-        mean = {metric: round(sum(score[metric] for score in each.values()) / len(each), 4)
-                for metric in TASKS[pair.task].metrics}
-        return mean, each
-
-    def predictions(self, predict, dev):
-        """Predictions (R, K) for all reads of a dev set in file order, on the device."""
-        made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste)]
-        found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])
-        for rows, labels in made:
-            found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
-        return found[:-1]
-
-    @lru_cache(maxsize=None)
-    def languages(self, task, langs):
-        """What tells some languages apart, from their training examples (generate.Languages)."""
-        read, source = TASKS[task].read, self.corpora.source
-        found = generate.Languages({lang: read(source(task, lang, "train").path, lang) for lang in langs})
-        if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
-            for said in found.describe():
-                self.ranks.say(f"{task}: {said}")
-        return found
-
 class Run:
     """What the phases of a run share: settings, processes, device, corpora, scorer, and its models."""
 
@@ -517,8 +360,7 @@ class Run:
         self.args, self.ranks, self.device = args, results.Ranks(), find_device(args.device)
         self.faults = []   # tracebacks of what the kit did wrong, for the end
         args.precision = args.precision or usual_precision(self.device)
-        # bf16 would blur a grid, tf32 change the order of some points: RESULTS.md has a table.
-        self.scored_in = "fp32"
+        self.scored_in = "fp32"   # bf16 would blur a grid, tf32 change the order of some points (RESULTS.md)
         torch.set_float32_matmul_precision("highest")
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)   # threads fight on small models; another number changes last digits
@@ -558,25 +400,6 @@ class Run:
     def trained(self, unit):
         """{name: parameter} of a Finetuned as it is saved, on the CPU. Raises KitError if it is not that."""
         return results.whole(unit.path(self.args.out))
-
-def usual_precision(device):
-    """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"   # Ampere brought bf16
-
-def find_device(name):
-    """The torch.device to compute on. Raises KitError where it is not there."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and torch.cuda.is_available():   # more processes than GPUs share them
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
-    try:
-        if name.split(":")[0] not in ("cuda", "cpu"):
-            raise RuntimeError("this kit computes on CUDA or on the CPU")
-        return torch.zeros(1, device=name).device   # is it really there?
-    except (RuntimeError, AssertionError) as e:
-        why = str(e).splitlines()[0]
-        raise KitError(f"--device {name} cannot be used ({why}); expected cuda, cuda:0 or cpu.") from None
 
 # ---- fine-tune --------------------------------------------------------------------------------------------
 
@@ -620,7 +443,7 @@ def train_model(run, unit, config, journal):
 
     def batches(step, parts):
         epoch, number = divmod(step, per_epoch)
-        lang, windows = batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
+        lang, windows = data.batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
         parts, packed = np.array_split(windows, min(parts, len(windows))), model.first is not None
         if not packed:   # of like length instead, to pad little
             parts = [cut for part in parts for cut in train_sets[lang].cut(part, math.inf, waste)]
@@ -656,17 +479,6 @@ def model_config(run, unit):
             "data": {lang: run.corpora.digests(unit.task, lang) for lang in visit.languages(unit)},
             **visit.about(run, unit)}
 
-@lru_cache(maxsize=1)
-def batch_order(sizes, batch_size, seed, epoch):
-    """[(lang, window numbers)] of an epoch from (lang, number of windows) pairs.
-    A batch holds one language; the batches of all are shuffled together (the authors' code)."""
-    rng = np.random.default_rng([seed, epoch])
-    batches = []
-    for lang, size in sizes:
-        shuffled = rng.permutation(size)
-        batches += [(lang, shuffled[first:first + batch_size]) for first in range(0, size, batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
 # ---- evaluate ---------------------------------------------------------------------------------------------
 
 def evaluate(run, pair):
@@ -684,7 +496,7 @@ def evaluate(run, pair):
             return
         plane = run.plane(pair)
         if not past:
-            header |= about_dev(run, pair) | about_watch(run, pair)
+            header |= run.corpora.about_dev(pair) | about_watch(run, pair)
             results.append_line(f, header | plane.geometry())
         for a1, a2 in tqdm(todo, str(pair), unit="point", leave=False, disable=run.ranks.quiet):
             plane.move(a1, a2)
@@ -706,29 +518,10 @@ def grid_header(run, pair):
     return {"format": FORMAT, "task": pair.task, "metrics": list(TASKS[pair.task].metrics),
             "encoder": short_name(pair.encoder),
             "encoder_digest": corpora.encoder(pair.task, pair.encoder).digest, "src": pair.src,
-            "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": LINE, "plane": PLANE,
-            "scored_in": run.scored_in, "settings": settings(run.args, pair),
+            "tgt": pair.tgt, "seed": pair.seed, "part": run.args.part, "line": grids.LINE,
+            "plane": grids.PLANE, "scored_in": run.scored_in, "settings": settings(run.args, pair),
             "models": models, "data": {lang: corpora.digests(pair.task, lang) for lang in langs},
             **({"control": f"lr {pair.lr:g}"} if pair.lr else {}), **pretrain.about(pair.encoder)}
-
-def evaluate_visit(run, each):
-    """Place a visitor at the plane of its pair, and score it."""
-    visit.evaluate(run, each, grid_header(run, each))
-
-def about_dev(run, pair):
-    """What a header says of its dev sets: sizes, and the score of always giving the most frequent class.
-    For accuracy that is the class's share; no span, tree or text is one, so for other metrics it is 0."""
-    sizes, majority = {}, {}
-    for side, langs in zip((pair.src, pair.tgt), pair.langs(), strict=True):
-        shares = []
-        for lang in langs:
-            examples = run.corpora.examples(pair.task, pair.encoder, lang, "dev")
-            gold = examples.gold[:, 0][examples.gold[:, 0] >= 0]
-            most = torch.bincount(gold).max().item() if TASKS[pair.task].metrics[0] == "accuracy" else 0
-            shares.append(100 * most / len(gold))
-            sizes[lang] = {"sentences": examples.counts["sentences"], "lost": examples.lost}
-        majority[side] = round(sum(shares) / len(shares), 4)
-    return {"dev": sizes, "majority": majority}
 
 def about_watch(run, pair):
     """What a header says of --parallel: XLRS before fine-tuning and of two corners, and what was logged."""
@@ -764,7 +557,8 @@ def main(args):
     for pair in run.ranks.take(pairs):   # once its three models are there
         attempt(run, pair, evaluate, pair.path(args.out, args.part).with_suffix(".failed"), pair.models())
     for each in run.ranks.take(visits):
-        attempt(run, each, evaluate_visit, each.path(args.out, "all").with_suffix(".failed"),
+        attempt(run, each, partial(visit.evaluate, header=grid_header),
+                each.path(args.out, "all").with_suffix(".failed"),
                 [each._replace(visitor=""), *visit.made_of(args, each)])
     run.ranks.barrier()
     run.ranks.bar.close()
@@ -790,13 +584,9 @@ def check_data(run, models):
     run.ranks.barrier()
     run.watch.read()
     for task, encoder, lang, split in run.ranks.take(list(files)):
-        examples = run.corpora.examples(task, encoder, lang, split)
-        base = derive.parse(lang)[0]
-        said, source = data.describe(task, base, split, examples), files[task, encoder, lang, split]
-        if run.corpora.orders(lang):
-            said += ", {} of {} sentences are left as they are".format(*derive.unmoved(source.path))
+        said, note = run.corpora.describe(task, encoder, lang, split)
         run.ranks.say(f"{task:8}{lang} {split:6}{short_name(encoder)}: {said}")
-        if note := data.departure(source, task, base, split, examples.counts["in_file"]):
+        if note:
             run.ranks.say(f"warning: {note}")
     run.ranks.barrier()
 
@@ -824,8 +614,6 @@ def attempt(run, unit, work, record, needs=()):
     if problem:
         results.write(record, json.dumps({"problem": problem, **settings(run.args, unit), **trace}).encode())
         run.ranks.say(problem)
-    with suppress(AttributeError):   # glibc alone, which keeps what is free: on e5 a sixth of the peak
-        ctypes.CDLL(None).malloc_trim(0)
     run.ranks.finish(unit, problem)
 
 def report(run, evaluated, models, pairs):
@@ -836,26 +624,6 @@ def report(run, evaluated, models, pairs):
     figure = Path(run.args.out, "figures", "fig2-lines.png")
     print(f"\nLook first at {run.args.out}/report.md" + (f" and {figure}." if figure.exists() else "."))
     return 3 if missing else 0
-
-def on_every_core(args):
-    """Run main as one single-threaded process per core, from which the tiny encoder gains."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(WORLD_SIZE=str(cores), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-
-    def one_rank(rank):
-        os.environ["RANK"] = str(rank)
-        sys.exit(answer(args))
-
-    try:
-        torch.multiprocessing.start_processes(one_rank, nprocs=cores, start_method="fork")
-    except torch.multiprocessing.ProcessExitedException as e:
-        return e.exit_code
-    except KeyboardInterrupt:   # which rank 0 answers
-        return 130
-    return 0
 
 def answer(args):
     """main with its mistakes told as sentences; returns the exit code."""
@@ -879,4 +647,4 @@ def answer(args):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     many = ARGS.demo and not ARGS.dry_run and ARGS.device == "cpu" and not os.environ.get("RANK")
-    sys.exit(on_every_core(ARGS) if many else answer(ARGS))
+    sys.exit(results.on_every_core(partial(answer, ARGS)) if many else answer(ARGS))

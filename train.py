@@ -5,6 +5,7 @@ then. Killed at any moment, the same call takes up the last saved state and ends
 """
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,25 @@ def autocast(device, precision):
     """The context in which a model computes in bf16 or fp16 on a type of device; of fp32 an empty one."""
     kind = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device, kind, enabled=precision != "fp32")
+
+def usual_precision(device):
+    """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"   # Ampere brought bf16
+
+def find_device(name):
+    """The torch.device to compute on. Raises KitError where it is not there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and torch.cuda.is_available():   # more processes than GPUs share them
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0) % torch.cuda.device_count()}"
+    try:
+        if name.split(":")[0] not in ("cuda", "cpu"):
+            raise RuntimeError("this kit computes on CUDA or on the CPU")
+        return torch.zeros(1, device=name).device   # is it really there?
+    except (RuntimeError, AssertionError) as e:
+        why = str(e).splitlines()[0]
+        raise KitError(f"--device {name} cannot be used ({why}); expected cuda, cuda:0 or cpu.") from None
 
 def train(model, batches, score_dev, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).

@@ -159,13 +159,14 @@ def points_of(args, visit):
     return {"each": each, "last": each[-1:], "mean": [({}, mean_of)]}[entry.checkpoints]
 
 def evaluate(run, visit, header):
-    """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file."""
+    """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file.
+    header(run, visit): of its grid's file."""
     import torch  # not above: plot.py has no need of it
     path, points = visit.path(run.args.out, "all"), points_of(run.args, visit)
     files = list(dict.fromkeys(sum((files for _, files in points), [])))
     digests = {str(file.relative_to(run.args.out)): results.load_tensors(file, None)[0]["digest"]
                for file in files}
-    header = header | {"visitor": visit.visitor, "points": len(points), "made_of": digests}
+    header = header(run, visit) | {"visitor": visit.visitor, "points": len(points), "made_of": digests}
     with results.locked(path) as f:
         if past := results.read_lines(f, path):
             results.check_same(header, past[0], path)

@@ -29,6 +29,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data
+import grids
 import heads
 import reproduce
 import train
@@ -108,7 +110,7 @@ class Plain(Way):
 
     def step(self, number, precision):
         """Seconds of a training step, on the sentences that the kit takes."""
-        order = reproduce.batch_order(((self.pair.src, len(self.train_set)),), BATCH, self.pair.seed, 0)
+        order = data.batch_order(((self.pair.src, len(self.train_set)),), BATCH, self.pair.seed, 0)
         _, windows = order[number % len(order)]
         self.model.train()
 
@@ -210,7 +212,7 @@ def compare(args, name):
     seconds = [np.array(in_turn(both, "step", [(i, precision) for i in range(args.steps)]))
                for precision in ("fp32", "bf16")]                                          # (steps, 2) each
     plain("load"), kit("load")
-    every = reproduce.points(lines_only=False)
+    every = grids.points(lines_only=False)
     points = in_turn(both, "point", every[::len(every) // args.points][:args.points])
     took, counts, rate = (np.array([[each[i] for each in gave] for gave in points]) for i in range(3))
     seconds.append(took)

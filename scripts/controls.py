@@ -29,6 +29,7 @@ import heads
 import plot
 import reproduce
 import results
+import tasks
 import train
 from grids import r_squared, table
 
@@ -42,8 +43,8 @@ def trained(base, unit, **changes):
     name = "-".join(f"{key}-{value}" for key, value in told.items()) or "base"
     run = copy.copy(base)
     run.args = argparse.Namespace(**vars(base.args) | changes | {"out": f"{base.args.out}/{name}"})
-    run.corpora = reproduce.Corpora(run.args, run.device)   # whose sentences --limit counts
-    run.scorer = reproduce.Scorer(run.corpora, run.ranks)
+    run.corpora = tasks.Corpora(run.args, run.device)   # whose sentences --limit counts
+    run.scorer = tasks.Scorer(run.corpora, run.ranks)
     unit = unit._replace(encoder=changes.get("encoder", unit.encoder))
     reproduce.finetune(run, unit)
     kept, _ = results.load_tensors(unit.path(run.args.out), None)

@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import grids
 import reproduce
 from grids import table
 
@@ -61,7 +62,7 @@ def rows(run, pair):
     """The table of a pair, {column: cell} a row."""
     plane, found = run.plane(pair), {}
     plane.model.encoder.set_attn_implementation("eager")   # its products can be seen
-    for alpha in (alpha for alpha in reproduce.LINE if 0 <= alpha <= 1):
+    for alpha in (alpha for alpha in grids.LINE if 0 <= alpha <= 1):
         plane.move(1 - alpha, 0.0)
         for name, bits in {"fp32": None, **BITS}.items():
             found.setdefault(name, []).append(scored(run, plane, pair, bits))

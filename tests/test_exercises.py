@@ -341,9 +341,9 @@ def copied(tmp_path):
         shutil.copy(path, tmp_path)
     return tmp_path
 
-def languages(reproduce):
+def languages(data):
     """The languages of the batches of an epoch, from first to last."""
-    return "".join(lang for lang, _ in reproduce.batch_order((("A", 64), ("B", 64)), 8, 1, 0))
+    return "".join(lang for lang, _ in data.batch_order((("A", 64), ("B", 64)), 8, 1, 0))
 
 def difference(heads):
     """How far what a corner of the plane gives lies from what its model gives."""
@@ -364,8 +364,8 @@ def pull(heads):
 
 def signs(folder):
     """What is wrong with the kit in a folder."""
-    reproduce, heads = (imported(folder / f"{name}.py", f"patched_{name}") for name in ("reproduce", "heads"))
-    return {"one": languages(reproduce) == "A" * 8 + "B" * 8,
+    data, heads = (imported(folder / f"{name}.py", f"patched_{name}") for name in ("data", "heads"))
+    return {"one": languages(data) == "A" * 8 + "B" * 8,
             "two": 1e-4 < difference(heads) < 0.1,
             "three": pull(heads) == [False, True, False, True]}
 

@@ -17,6 +17,7 @@ import generate
 import plot
 import reproduce as r
 import results
+import tasks
 from grids import load
 
 PRESET = ("layers=1,heads=2,hidden=16,vocabulary=300,length=32,batch=8,steps=8,warmup=2,lr=1e-2,"
@@ -94,9 +95,9 @@ def test_another_task_that_writes_is_one_entry_in_the_table(line, tmp_path, monk
     def exchanged(path, lang):
         return [(target, source) for source, target in data.read_titles(path, lang)]
 
-    monkeypatch.setitem(r.TASKS, "stories", r.Task(
+    monkeypatch.setitem(tasks.TASKS, "stories", tasks.Task(
         ("ROUGE-L", "wrong-language outputs", "wrong-language words"), data.title_file, exchanged,
-        data.encode_titles, (), *r.writes_with("scores")))
+        data.encode_titles, (), *tasks.writes_with("scores")))
     assert r.answer(r.parse_arguments(line("--task", "stories", "--src", "en"))) == 0
     header, *points = read(tmp_path / "out/grids/stories/BART/en-de/seed1.jsonl")
     assert header["task"] == "stories" and len(points) == 65

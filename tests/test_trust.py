@@ -31,6 +31,7 @@ from conftest import reproduce as command
 import demo
 import reproduce
 import results
+import tasks
 import train
 
 FORK = get_context("forkserver")
@@ -53,7 +54,7 @@ def child(argv, options, out, err):
 def change(moment=0, place="", disk=0, pause=0, figures=0):
     """Make this process a small one. moment and place: where it kills itself; disk: bytes a file may have;
     pause: seconds before each scoring; figures: how many are drawn."""
-    figures_of, score = reproduce.plot.figures_of, reproduce.Scorer.score
+    figures_of, score = reproduce.plot.figures_of, tasks.Scorer.score
     demo.SIZES, demo.PAIRS, demo.TEXTS = {"train": 60, "dev": 20}, {"train": 9, "dev": 9}, 300
     reproduce.plot.figures_of = lambda grids: figures_of(grids)[:figures]
 
@@ -61,7 +62,7 @@ def change(moment=0, place="", disk=0, pause=0, figures=0):
         time.sleep(pause)
         return score(*args)
 
-    reproduce.Scorer.score = slow_score
+    tasks.Scorer.score = slow_score
     if disk:   # longer files fail, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     if moment:
