@@ -12,7 +12,9 @@ from itertools import permutations
 import numpy as np
 
 import data
-from grids import CASE, PAIR, SRC, TGT, group, mean, normalise, shape, sound, table, verdict, verdicts
+
+from grids import (  # isort: skip
+    CASE, PAIR, SRC, TGT, group, mean, mean_sd, normalise, shape, sound, table, verdict, verdicts)
 from results import KitError
 
 ORDERS = ("inversion", "permutation")
@@ -235,12 +237,11 @@ def summary(grids):
     found = {}
     for each in transfers(grids):
         BZ, BS, MZ = (f"{np.mean(scores):.1f}" if scores else "-" for scores in (each.BZ, each.BS, each.MZ))
-        sd = f" ± {each.deltas.std(ddof=1):.1f}" if len(each.deltas) > 1 else ""
         paper = PAPER.get(each.kinds, "") if each.here and not each.align else ""
         paper = dict(zip(("P@1", *TASKS), map(str, paper), strict=False))
         found.setdefault(each.task, []).append({
             "derived language": each.name, "P@1": "/".join(f"{p1:.1f}" for p1 in each.p1) or "-", "BZ": BZ,
-            "BS": BS, "MZ": MZ, "Delta": f"{each.delta:.1f}{sd}", "seeds": str(len(each.BZ)),
+            "BS": BS, "MZ": MZ, "Delta": mean_sd(each.deltas, 1), "seeds": str(len(each.BZ)),
             "paper: P@1": paper.get("P@1", "-"), "paper: Delta": paper.get(each.task, "-")})
     return found
 

@@ -30,7 +30,7 @@ def export(asked, encoder, tasks):
         raise KitError(f"--export {' '.join(asked)}: expected FILE.safetensors or FILE.safetensors=WEIGHT, "
                        "one or more, and a FOLDER.")
     files = [(Path(file[1]), float(file[2] or 1)) for file in files]
-    if (total := sum(weight for _, weight in files)) == 0:
+    if sum(weight for _, weight in files) == 0:
         raise KitError("--export: the weights sum to 0; expected those of a mean.")
     configs = [results.load_tensors(file, None)[0]["config"] for file, _ in files]
     for (file, _), config in zip(files, configs):
@@ -41,11 +41,7 @@ def export(asked, encoder, tasks):
         raise KitError(f"{files[0][0]} was made from another encoder than {name!r}: name it by --encoder.")
     rows = torch.arange(pretrained.model.get_input_embeddings().num_embeddings)   # all
     model = task.build(pretrained, task.labels, rows)
-    mixed = {}
-    for file, weight in files:
-        for key, value in heads.spread(model, results.whole(file), pretrained.model).items():
-            mixed[key] = mixed.get(key, 0) + value.double() * (weight / total)
-    model.load_state_dict({key: value.float() for key, value in mixed.items()}, strict=False)
+    model.load_state_dict(heads.mixed(model, files, pretrained.model), strict=False)
     whole, said = (model.whole(), "") if task.writes else classifier(model.eval(), task.labels)
     whole.save_pretrained(folder)
     pretrained.tokenizer.save_pretrained(folder)

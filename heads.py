@@ -28,6 +28,7 @@ import transformers
 from torch import nn
 from torch.func import functional_call
 
+import results
 from results import KitError
 from train import autocast
 
@@ -88,6 +89,14 @@ def spread(model, parameters, pretrained):
     weight, found = pretrained.get_input_embeddings().weight.detach()[rows.ids.cpu()], dict(parameters)
     weight[rows.place.cpu()[found.pop(f"{name}.ids")]] = found[f"{name}.weight"]
     return found | {f"{name}.weight": weight}
+
+def mixed(model, files, pretrained):
+    """{name: float64 tensor} of a model: the mean of [(file of parameters as `moved` gave them, weight)]."""
+    found, total = {}, sum(weight for _, weight in files)
+    for file, weight in files:
+        for name, value in spread(model, results.whole(file), pretrained).items():
+            found[name] = found.get(name, 0) + value.double() * weight
+    return {name: found.pop(name) / total for name in [*found]}
 
 class Model(nn.Module):
     """An encoder and a head: an ordinary module, trained by `loss`; called, it predicts."""

@@ -21,8 +21,8 @@ import derive
 import visit
 
 from grids import (  # isort: skip
-    BOTH, CASE, PAIR, SIDES, SRC, TGT, band, cases, group, judge, load, mean, moments, normalise,
-    series, shape, slopes, sound, table, verdicts, wrong_words)
+    BOTH, CASE, PAIR, SIDES, SRC, TGT, band, cases, group, judge, load, mean, mean_sd, moments,
+    normalise, series, shape, slopes, sound, table, verdicts, wrong_words)
 from results import KitError, write
 
 CLAIMS = (  # a claim, where the paper makes it, and our rules: a name of numbers(), >= or <, a limit
@@ -452,10 +452,6 @@ SHOWN = {"source": (SRC, 0), "zero-shot": (SRC, 1), "bilingual": (BOTH, 1), "tar
 
 def summary(grids):
     """A row {column: cell} for each task, metric, encoder and pair; scores over the seeds."""
-    def mean_sd(values, digits):
-        sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{sd}" if values else "-"
-
     rows = []
     for case in cases(sound(grids)):
         first, line, known = case[0], shape(case, 1), [run for run in case if run.known]

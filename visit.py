@@ -18,7 +18,7 @@ import numpy as np
 
 import derive
 import results
-from grids import BOTH, SRC, cases, moments, sound, table, verdict, verdicts
+from grids import BOTH, SRC, cases, mean_sd, sound, table, verdict, verdicts
 from results import KitError, UnitError
 
 # ---- what there is to visit -------------------------------------------------------------------------------
@@ -120,11 +120,9 @@ def about(run, unit):
 
 def train_sets(run, unit):
     """{lang: Encoded} that a Finetuned is trained on."""
-    sets = {lang: run.corpora.examples(unit.task, unit.encoder, lang, "train") for lang in unit.langs}
-    if unit.visitor:
-        entry, word = find(unit.visitor)
-        sets = ({} if entry.then else sets) | {unit.tgt: entry.taught(run, unit, word)}
-    return dict(sorted(sets.items()))
+    langs, (entry, word) = () if comes_then(unit) else unit.langs, find(unit.visitor or "start")
+    sets = {lang: run.corpora.examples(unit.task, unit.encoder, lang, "train") for lang in langs}
+    return dict(sorted((sets | ({unit.tgt: entry.taught(run, unit, word)} if entry.taught else {})).items()))
 
 def keeps(args, pairs):
     """The models whose checkpoints are kept, since visits need them."""
@@ -192,26 +190,25 @@ def place(run, plane, visit, files):
     """Let a plane stand at the mean of files of parameters; without any it stays where it is."""
     import heads
     whole, apart = run.corpora.encoder(visit.task, visit.encoder).model, find(visit.visitor)[0].apart
-    sums = {}
-    for file in files:
-        for name, value in heads.spread(plane.model, results.whole(file), whole).items():
-            if name not in sums or not name.startswith(apart):
-                sums[name] = sums.get(name, 0) + value.double()
-    for name in list(sums):
-        plane.views[name].copy_(sums.pop(name) / (1 if name.startswith(apart) else len(files)))
+    found = heads.mixed(plane.model, [(file, 1) for file in files], whole)
+    if apart:
+        own = heads.mixed(plane.model, [(files[0], 1)], whole)
+        found |= {name: value for name, value in own.items() if name.startswith(apart)}
+    for name, value in found.items():
+        plane.views[name].copy_(value)
 
 def project(plane, start):
     """Where a plane's parameters (P,) lie: the coordinates of its point nearest to them, their distance from
     it, and that from the start (P,); by least squares in float64, in pieces."""
-    def pieces():
-        for (both, src, tgt), here in zip(plane.corners.split(1 << 22, 1), plane.theta.split(1 << 22)):
-            yield src.double() - both, tgt.double() - both, here.double() - both
+    import torch
 
-    gram = np.zeros((3, 3))
-    for piece in pieces():
-        gram += [[(one @ other).item() for other in piece] for one in piece]
+    def pieces():   # (3, n): d_src, d_tgt, and the way from `both` to where the plane stands
+        for (both, *others), here in zip(plane.corners.split(1 << 22, 1), plane.theta.split(1 << 22)):
+            yield torch.stack([*others, here]).double() - both
+
+    gram = sum(rows @ rows.T for rows in pieces()).cpu().numpy()
     a1, a2 = ((np.linalg.pinv(gram[:2, :2], hermitian=True) @ gram[:2, 2]).round(9) + 0.0).tolist()   # no -0
-    off = sum((here - a1 * d_src - a2 * d_tgt).square().sum().item() for d_src, d_tgt, here in pieces())
+    off = sum((rows[2] - a1 * rows[0] - a2 * rows[1]).square().sum().item() for rows in pieces())
     way = sum((here.double() - there).square().sum().item()
               for here, there in zip(plane.theta.split(1 << 22), start.split(1 << 22)))
     return {"a1": a1, "a2": a2, "distance": round(off ** .5, 9), "from_start": round(way ** .5, 9)}
@@ -236,28 +233,23 @@ def placed(case):
         seen = {name: points[0] for name, points in grid.visits.items() if name != "way"}
         if way := grid.visits.get("way"):
             seen["oracle"] = max(way, key=lambda point: point["tgt"][metric])
+        rows = {name: [point[key] for key in ("a1", "a2", "distance", "from_start")]
+                + [of[metric] for of in (point["src"], point["tgt"], point["nearest"]["tgt"])]
+                for name, point in seen.items()}
         for name, at in CORNERS.items():
             source, target = grid.points.get(at, (math.nan, math.nan))
-            found.setdefault(name, []).append([*at, 0.0, math.nan, source, target, target])
-        for name, point in seen.items():
-            scored = [of[metric] for of in (point["src"], point["tgt"], point["nearest"]["tgt"])]
-            where = [point[key] for key in ("a1", "a2", "distance", "from_start")]
-            found.setdefault(name, []).append(where + scored)
-    found = {name: np.array(numbers) for name, numbers in found.items()}
+            rows[name] = [*at, 0.0, math.nan, source, target, target]
+        for name, row in rows.items():
+            found.setdefault(name, []).append(row)
+    found = {name: np.array(rows) for name, rows in found.items()}
     return dict(sorted(found.items(), key=lambda each: (-each[1][:, 0].mean(), each[0] not in CORNERS)))
 
 def summary(grids):
     """Rows {column: cell} for grids.table, one a visitor of a case: mean and sd over seeds."""
-    rows = []
-    for case in cases(sound(grids)):
-        for name, numbers in placed(case).items():
-            row = {"task": case[0].task_name, "encoder": case[0].encoder_name, "pair": case[0].pair,
-                   "visitor": name}
-            for column, middle, sd, digits in zip(COLUMNS, *moments(numbers)[1:], (2, 2, 2, 2, 1, 1, 1)):
-                cell = f"{middle:.{digits}f} ± {sd:.{digits}f}"
-                row[column] = cell.replace(" ± nan", "").replace("nan", "-")
-            rows.append(row | {"seeds": str(len(numbers))})
-    return rows
+    return [{"task": case[0].task_name, "encoder": case[0].encoder_name, "pair": case[0].pair,
+             "visitor": name, **dict(zip(COLUMNS, map(mean_sd, numbers.T, (2, 2, 2, 2, 1, 1, 1)))),
+             "seeds": str(len(numbers))}
+            for case in cases(sound(grids)) for name, numbers in placed(case).items()]
 
 def claims(grids):
     """What the grids say to our own claims, rows as those of plot.claims, by RULES."""
