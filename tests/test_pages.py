@@ -14,7 +14,8 @@ import reproduce as r
 from results import Ranks
 
 PAGES = [KIT / name for name in ("README.md", "RESULTS.md", "REFERENCE.md", "EXERCISES.md", "INSTRUCTORS.md",
-                                 "findings/README.md", "figures/published/README.md", "figures/real/README.md")]
+                                 "findings/README.md", "figures/published/README.md",
+                                 "figures/real/README.md")]
 MODULES = {path.stem: importlib.import_module(path.stem) for path in KIT.glob("*.py")}
 
 def prose(page):

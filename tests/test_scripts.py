@@ -45,7 +45,7 @@ def test_a_control_with_more_sentences_is_trained_on_them(small, encoder):
     assert steps == [2, 8]
 
 def test_controls_run_to_their_table(small, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["controls.py", *small])
+    monkeypatch.setattr("sys.argv", ["controls.py", *small, "--lr", "1e-2", "1e-3", "1e-4"])
     monkeypatch.setattr(controls, "EPOCHS", (1,))
     monkeypatch.setattr(plot, "draw_figure", lambda name, make, out: make())
     controls.main()
