@@ -307,8 +307,13 @@ def test_two_runs_in_one_folder_never_write_one_file(kit, out, moments, tasks):
     first, codes = kit.start(out, pause=0.01, tasks=tasks), []
     for moment in moments:   # a second run begins when the first is so far
         first.until(lambda: progress(out) >= moment)
+        halted = len(tasks) == 1 and first.process.is_alive()   # in a file, on which the second must come
+        if halted:
+            os.kill(first.process.pid, signal.SIGSTOP)
         second = kit.start(out, tasks=tasks)
         codes.append(second.wait())
+        if halted:
+            os.kill(first.process.pid, signal.SIGCONT)
         assert second.code == 0 or second.code == 2 and re.fullmatch(BUSY, second.error), second.error
     if first.wait():   # the second run was a step ahead: the first has said so
         assert first.code == 2 and re.fullmatch(BUSY, first.error), first.error
