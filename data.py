@@ -591,7 +591,7 @@ def slide(starts, room):
         yield left, first, last
         first = last
 
-def encode_words(examples, tokenizer, split, label):
+def encode_words(examples, tokenizer, split, name):
     """Encoded set of a list of (words, gold), for taggers: sliding windows (App. A), each word read once."""
     before, after = special(tokenizer)
     room = MAX_SUBWORDS - len(before) - len(after)
@@ -604,7 +604,7 @@ def encode_words(examples, tokenizer, split, label):
             encoded.add([*before, *flat[left:right], *after], read, gold[first:last], new=first == 0)
     return encoded
 
-def encode_trees(examples, tokenizer, split, label):
+def encode_trees(examples, tokenizer, split, name):
     """Encoded set of a list of (words, gold), for the parser: one window a sentence, the first token as ROOT.
     Train: the first 128 subwords. Dev: the first 128 words (App. A), at most 512 subwords of them (ours). A
     head that was cut off is -1; scored dev words that were cut off are lost, from the 129th on left out."""
@@ -624,11 +624,11 @@ def encode_trees(examples, tokenizer, split, label):
         encoded.add([*before, *flat[:min(starts[kept], room)], *after], read, [(-1, -1, 0), *rows])
     return encoded
 
-def encode_pairs(examples, tokenizer, split, label):
+def encode_pairs(examples, tokenizer, split, name):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
     special(tokenizer)
     encoded, own = Encoded(tokenizer.pad_token_id), plain(tokenizer)
-    for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
+    for i in tqdm(range(0, len(examples), 1000), f"{name}: subwords", unit="000", disable=None, leave=False):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
                         max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True,
@@ -663,12 +663,12 @@ class Titles(Encoded):
         """Texts of outputs (R, T), without special tokens."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-def encode_titles(examples, tokenizer, split, label):
+def encode_titles(examples, tokenizer, split, name):
     """Titles of (source, target) examples; what is longer than the model takes is cut and counted.
     Nothing names their language, not even where the tokenizer by itself adds a token that does (ours)."""
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     encoded, own = Titles(tokenizer), plain(tokenizer)
-    for i in tqdm(range(0, len(examples), 1000), f"{label}: subwords", unit="000", disable=None, leave=False):
+    for i in tqdm(range(0, len(examples), 1000), f"{name}: subwords", unit="000", disable=None, leave=False):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
         windows = inputs(sources, tokenizer, SOURCE_SUBWORDS)
         written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids

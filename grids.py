@@ -103,8 +103,8 @@ def join(first, second):
     for metric, points in second.scores.items():
         had = first.scores.get(metric, {})  # where the metrics are others, the headers differ
         differ += [(f"{metric} at {at}", had.setdefault(at, pair), pair) for at, pair in points.items()]
-    differ += [(f"visitor {name}", first.visits.setdefault(name, rows), rows)
-               for name, rows in second.visits.items()]
+    differ += [(f"visitor {name}", first.visits.setdefault(name, records), records)
+               for name, records in second.visits.items()]
     for what, one, other in differ:
         if one != other:
             raise KitError(f"{first.file} and {second.file} are both {first}, but differ in {what}: "
@@ -112,22 +112,22 @@ def join(first, second):
 
 def read(path):
     """One result file as a Grid; None where not even the header was written whole."""
-    rows = rows_in(path)
-    if not rows:
+    records = records_in(path)
+    if not records:
         return None
-    grid = check(path, rows)
+    grid = check(path, records)
     for file in sorted(path.with_suffix(".visits").glob("*.jsonl")):
         if points := visit_points(file, grid):
             grid.visits[file.stem] = points
     return grid
 
-def rows_in(path):
-    """The rows of a file; a torn last line is not ours to cut off, so it is read from a copy."""
+def records_in(path):
+    """The records of a file; a torn last line is not ours to cut off, so it is read from a copy."""
     return read_lines(io.BytesIO(path.read_bytes()), path)
 
 def visit_points(file, grid):
     """The points of a visit to a Grid; None where some are still to come. Raises KitError as check does."""
-    header, *points = rows_in(file) or [None]
+    header, *points = records_in(file) or [None]
     if header is None:
         return None
     try:
@@ -144,28 +144,28 @@ def visit_points(file, grid):
         reason = f"it has no {e}" if isinstance(e, KeyError) else e
         raise KitError(f"{file}: {reason}; delete it, the same command makes it again") from None
 
-def check(path, rows):
-    """The Grid of a result file's rows. Raises KitError where something is missing or a point is wrong."""
+def check(path, records):
+    """The Grid of a result file's records. Raises KitError where something is missing or a point is wrong."""
     number, sides = 1, ("src", "tgt")
     try:
-        if rows[0]["format"] not in (2, FORMAT):  # of 2 the models are trained otherwise, the lines the same
-            raise ValueError(f"its format is {rows[0]['format']}, that of this kit {FORMAT}")
+        if records[0]["format"] not in (2, FORMAT):  # in 2 models are trained otherwise
+            raise ValueError(f"its format is {records[0]['format']}, that of this kit {FORMAT}")
         for name, kinds in FIELDS.items():
-            if not isinstance(value := rows[0][name], kinds) or value == [] or value != value:
+            if not isinstance(value := records[0][name], kinds) or value == [] or value != value:
                 raise ValueError(f"{name} is {value!r}, which it cannot be")
-        grid = Grid(path, rows[0])
+        grid = Grid(path, records[0])
         expected = grid.axes.union(grid.square)
-        for number, row in enumerate(rows[1:], 2):
-            point = row["a1"], row["a2"]
-            grid.written |= {point: row["written"]} if "written" in row else {}
+        for number, record in enumerate(records[1:], 2):
+            point = record["a1"], record["a2"]
+            grid.written |= {point: record["written"]} if "written" in record else {}
             if point not in expected:
                 raise ValueError(f"{point} is no point of the lines or the plane that line 1 describes")
             for metric, points in grid.scores.items():
-                pair = tuple(row[side][metric] for side in sides)
-                if not all(0 <= score <= 100 for score in pair):
-                    raise ValueError(f"{metric} is {pair}, expected two scores from 0 to 100")
-                if points.setdefault(point, pair) != pair:
-                    raise ValueError(f"{metric} is {pair}, an earlier line says {points[point]}")
+                scores = tuple(record[side][metric] for side in sides)
+                if not all(0 <= score <= 100 for score in scores):
+                    raise ValueError(f"{metric} is {scores}, expected two scores from 0 to 100")
+                if points.setdefault(point, scores) != scores:
+                    raise ValueError(f"{metric} is {scores}, an earlier line says {points[point]}")
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         reason = f"it has no {e}" if isinstance(e, KeyError) else e
         raise KitError(f"{path} line {number}: {reason}; restore the file, or move it away and run "

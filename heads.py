@@ -271,15 +271,15 @@ def load_encoder(name, precision="fp32"):
     check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0, precision)
     return encoder._replace(first=first_position(encoder.model))
 
-def load(name, kind):
+def load(name, auto):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
     try:
         source, safe = find(name), dict(trust_remote_code=False)
         tokenizer = load_tokenizer(source)
         config = transformers.AutoConfig.from_pretrained(source, **safe)
-        if kind is transformers.AutoModelForSeq2SeqLM and not config.is_encoder_decoder:
+        if auto is transformers.AutoModelForSeq2SeqLM and not config.is_encoder_decoder:
             raise TypeError("it is an encoder alone; to write takes an encoder-decoder: mT5, mBART or BART")
-        model, info = kind.from_pretrained(
+        model, info = auto.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe)
         if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
             raise ValueError(f"its weights lack {len(missing)} parameters, {missing[0]} among them: they are "

@@ -205,12 +205,12 @@ class Blocks:
             raise KitError(f"The text makes {len(self.ids)} subwords, no block of length={preset.length}; "
                            "expected more text, a smaller length, or blocks=sentences.")
 
-    def batches(self, step, parts, device):
-        """The Batch of a step in so many parts, drawn from the step alone: a resumed run draws the same."""
+    def batches(self, step, pieces, device):
+        """The Batch of a step in so many pieces, drawn from the step alone: a resumed run draws the same."""
         generator = torch.Generator().manual_seed(self.preset.seed * 1_000_003 + step)
         shown, labels = (replace_spans if self.writes else hide)(self.draw(generator), self.preset, generator)
         return [to_batch(*part, device)
-                for part in zip(shown.tensor_split(parts), labels.tensor_split(parts), strict=True)]
+                for part in zip(shown.tensor_split(pieces), labels.tensor_split(pieces), strict=True)]
 
     def draw(self, generator):
         """(B, L) subword ids, padded."""

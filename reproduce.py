@@ -441,13 +441,13 @@ def train_model(run, unit, config, journal):
     chosen = Settings(steps=steps, lr=config["lr"], seed=unit.seed, precision=config["precision"],
                       evaluate_at=sorted({math.ceil(k * steps / scorings) for k in range(1, scorings + 1)}))
 
-    def batches(step, parts):
+    def batches(step, pieces):
         epoch, number = divmod(step, per_epoch)
         lang, windows = data.batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
-        parts, packed = np.array_split(windows, min(parts, len(windows))), model.first is not None
+        pieces, packed = np.array_split(windows, min(pieces, len(windows))), model.first is not None
         if not packed:   # of like length instead, to pad little
-            parts = [cut for part in parts for cut in train_sets[lang].cut(part, math.inf, waste)]
-        return [train_sets[lang].batch(part, packed) for part in parts]
+            pieces = [cut for piece in pieces for cut in train_sets[lang].cut(piece, math.inf, waste)]
+        return [train_sets[lang].batch(piece, packed) for piece in pieces]
 
     def saved(parameters):
         found = {name: value.detach().cpu() for name, value in parameters.items()}

@@ -17,8 +17,8 @@ class Task(NamedTuple):
     """Everything that tells one task from another; its entry in TASKS is all there is to add."""
     metrics: tuple   # the scores by name, the task's own first
     source: object   # (folder, lang, split) -> the file, as a data.Source
-    read: object     # (path, lang) -> examples
-    encode: object   # (examples, tokenizer, split, label) -> data.Encoded
+    reader: object   # (path, lang) -> examples
+    encode: object   # (examples, tokenizer, split, name) -> data.Encoded
     labels: tuple    # none of what writes
     load: object     # (name, precision) -> the pretrained heads.Encoder
     build: object    # (heads.Encoder, labels, ids) -> the model, with these rows of its embedding; None: all
@@ -104,7 +104,7 @@ class Corpora:
 
     def reader(self, task, lang):
         """The task's reader, for sentences in the order of another language where the name says so."""
-        read = TASKS[task].read
+        read = TASKS[task].reader
         for source in self.orders(lang):
             if TASKS[task].source is not data.ud_file:
                 raise KitError(f"--task {task}: its files have no trees, from which {lang} is derived; "
@@ -196,7 +196,7 @@ class Scorer:
     def languages(self, task, langs):
         """What tells some languages apart, from their training examples (generate.Languages)."""
         import generate
-        read, source = TASKS[task].read, self.corpora.source
+        read, source = TASKS[task].reader, self.corpora.source
         found = generate.Languages({lang: read(source(task, lang, "train").path, lang) for lang in langs})
         if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
             for said in found.describe():

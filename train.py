@@ -36,8 +36,8 @@ class Settings(NamedTuple):
 
 def autocast(device, precision):
     """The context in which a model computes in bf16 or fp16 on a type of device; of fp32 an empty one."""
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device, kind, enabled=precision != "fp32")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, dtype, enabled=precision != "fp32")
 
 def usual_precision(device):
     """The fastest precision of training that a device computes in itself, where nothing is lost by it."""
@@ -60,7 +60,7 @@ def find_device(name):
 
 def train(model, batches, score_dev, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
-    batches(step, parts): the batch of a step, cut into at most so many; a batch has `count`, the number of
+    batches(step, pieces): the batch of a step, cut into at most so many; a batch has `count`, the number of
     terms its loss is a mean of. score_dev(records): (record, keep) from the records before it; keep: these
     are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
     which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
@@ -96,7 +96,7 @@ class Training:
         self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=settings.betas, fused=True)
         # In fp16 small gradients would be 0: the loss is scaled up, and a step that overflows left out.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self.step, self.parts, self.kept, self.best, self.records = 0, 1, {}, {}, []
+        self.step, self.pieces, self.kept, self.best, self.records = 0, 1, {}, {}, []
         self.saved, self.cost = time.time(), 0.0
         if self.path.exists():
             self.restore()
@@ -123,23 +123,23 @@ class Training:
         return torch.where(total.isfinite(), total + spoilt, total).item() / (until - first)
 
     def gradient(self, batches):
-        """Accumulate the gradient of a step and return its loss; in ever smaller parts if memory runs out."""
+        """Accumulate the gradient of a step and return its loss; in smaller pieces where memory runs out."""
         while True:
-            parts = [part for part in batches(self.step, self.parts) if part.count]
+            pieces = [piece for piece in batches(self.step, self.pieces) if piece.count]
             try:
-                return self.accumulate(parts)
+                return self.accumulate(pieces)
             except (RuntimeError, MemoryError) as e:
-                if not results.out_of_memory(e) or len(parts) < self.parts:
+                if not results.out_of_memory(e) or len(pieces) < self.pieces:
                     raise
-            self.parts *= 2
+            self.pieces *= 2
             self.adam.zero_grad()
             torch.cuda.empty_cache()
 
-    def accumulate(self, parts):
-        total, number = torch.zeros((), device=self.device), sum(part.count for part in parts)
-        for part in parts:
+    def accumulate(self, pieces):
+        total, number = torch.zeros((), device=self.device), sum(piece.count for piece in pieces)
+        for piece in pieces:
             with autocast(self.device.type, self.settings.precision):
-                loss = self.model.loss(part) * (part.count / number)
+                loss = self.model.loss(piece) * (piece.count / number)
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
@@ -163,7 +163,7 @@ class Training:
         tensors |= {f"{moment}.{name}": value for name, p in self.parameters.items()
                     for moment, value in self.adam.state[p].items()}
         results.save_tensors(self.path, tensors, {"config": self.config, "step": self.step,
-                                                  "kept": self.kept, "parts": self.parts,
+                                                  "kept": self.kept, "pieces": self.pieces,
                                                   "scaler": self.scaler.state_dict()})
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class Training:
         about, tensors = results.load_tensors(self.path)
         results.check_same(self.config, about["config"], self.path)
         try:
-            self.step, self.kept, self.parts = about["step"], about["kept"], about["parts"]
+            self.step, self.kept, self.pieces = about["step"], about["kept"], about["pieces"]
             self.scaler.load_state_dict(about.get("scaler", {}))
             logged = results.read_lines(self.journal, self.journal.name)
             self.records = [record for record in logged if record["step"] <= self.step]

@@ -360,7 +360,7 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tm
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
     wanted = run.scorer.predictions(run.finetuned(unit, [dev]), dev)[:, 0].tolist()
-    read, path = r.TASKS[task].read, run.corpora.source(task, "de", "dev").path
+    read, path = r.TASKS[task].reader, run.corpora.source(task, "de", "dev").path
     found = []
     for words, _ in read(path, "de"):
         split = task != "xnli"
