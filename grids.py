@@ -214,7 +214,8 @@ def mean(values):
 def mean_sd(values, digits):
     """Mean ± standard deviation (divisor n - 1) in words, without NaNs; "-" where none is left."""
     number, middle, sd = moments(values)
-    return "-" if not number else f"{middle:.{digits}f}" + (f" ± {sd:.{digits}f}" if number > 1 else "")
+    said = f"{round(float(middle), digits) + 0.0:.{digits}f}"   # no -0.0
+    return "-" if not number else said + (f" ± {sd:.{digits}f}" if number > 1 else "")
 
 def band(values):
     """Mean along the first axis and half width of its 95 % interval (ours: Student's t); NaN where n is 1."""

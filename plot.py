@@ -391,7 +391,7 @@ def claims(grids):
     for claim, paper, *rules in CLAIMS:
         rules = [rule.rsplit(" ", 2) for rule in rules]
         values = [(name.split(": ")[1], pooled.get(name, math.nan)) for name, _, _ in rules]
-        measured = [f"{name} = " + ("over 1000" if value > 1000 else f"{value:.3f}") for name, value in values]
+        measured = [f"{name} = {'over 1000' if value > 1000 else f'{value:.3f}'}" for name, value in values]
         each = [follows(found, rules) for found in (pairs if "XLM-R" in claim else alone)]
         found = judge(follows(pooled, rules), each, ", ".join(measured))
         rows.append({"claim": claim, "paper": paper} | found)
