@@ -162,11 +162,27 @@ class Plane:
         more = () if self.states is None else (self.states,)
         return functional_call(self.model, self.views, (batch, *more))
 
+    def ways(self):
+        """Yield d_src, d_tgt and the way from `both` to where the plane stands, (3, n), of n parameters at a
+        time: float64 takes twice the room."""
+        for (both, *others), theta in zip(self.corners.split(1 << 22, dim=1), self.theta.split(1 << 22)):
+            yield torch.stack([*others, theta]).double() - both
+
+    def place(self, start):
+        """Where it stands, on the plane or off it: coordinates of the plane's nearest point, the distance to
+        that point, and to start (P,); least squares in float64."""
+        gram = sum(ways @ ways.T for ways in self.ways()).cpu().numpy()
+        found = np.linalg.pinv(gram[:2, :2], hermitian=True) @ gram[:2, 2]
+        a1, a2 = (found.round(9) + 0.0).tolist()   # no -0.0
+        off = sum((way - a1 * d_src - a2 * d_tgt).square().sum().item() for d_src, d_tgt, way in self.ways())
+        gone = sum((here.double() - there).square().sum().item()
+                   for here, there in zip(self.theta.split(1 << 22), start.split(1 << 22)))
+        return {"a1": a1, "a2": a2, "distance": round(off ** .5, 9), "from_start": round(gone ** .5, 9)}
+
     def geometry(self):
         """Norms of d_src and d_tgt, their ratio, and the angle between them in degrees (App. B); float64."""
         sums = torch.zeros(3, dtype=torch.float64)
-        for both, src, tgt in self.corners.split(1 << 22, dim=1):   # in pieces: float64 takes twice the room
-            d_src, d_tgt = src.double() - both.double(), tgt.double() - both.double()
+        for d_src, d_tgt, _ in self.ways():
             sums += torch.stack([d_src @ d_src, d_tgt @ d_tgt, d_src @ d_tgt]).cpu()
         norm_src, norm_tgt = sums[0].sqrt().item(), sums[1].sqrt().item()
         ratio = angle = None

@@ -4,8 +4,7 @@
 
 A visitor is a vector as the plane's corners are. Its coordinates (a1, a2) of Eq. 3 are those of the plane's
 point nearest to it: how far a remedy gets from the source-only model (1, 0) to the bilingual one (0, 0); its
-distance from the plane tells how much of its way is to be seen there at all. All of this is ours: the paper
-names remedies (Sec. 6) but places none.
+distance tells how much of its way is seen there. Sec. 6 of the paper names remedies; to place them is ours.
 """
 
 import json
@@ -21,16 +20,13 @@ import results
 from grids import BOTH, SRC, cases, mean_sd, sound, table, verdict, verdicts
 from results import KitError, UnitError
 
-# ---- what there is to visit -------------------------------------------------------------------------------
-
 def first_sentences(run, unit, number):
     """The Encoded set of the first sentences of the target's training file."""
     examples = run.corpora.examples(unit.task, unit.encoder, unit.tgt, "train")
-    begins = examples.begins()
-    if len(begins) < int(number):
-        raise UnitError(f"{unit}: the training file of {unit.tgt} gives {len(begins)} sentences, fewer than "
+    if (begins := len(examples.begins())) < int(number):
+        raise UnitError(f"{unit}: the training file of {unit.tgt} gives {begins} sentences, fewer than "
                         f"{number}.")
-    return examples.first([*begins, len(examples)][int(number)])
+    return examples.first([*examples.begins(), len(examples)][int(number)])
 
 def own_labels(run, unit, word):
     """The target's training sentences with the labels that the source-only model gives them."""
@@ -98,8 +94,6 @@ def made_of(args, visit):
         return [unit._replace(visitor=visit.visitor, tgt=visit.tgt)]
     return entry.models(unit, word, args.seeds)
 
-# ---- models that are trained for a visit ------------------------------------------------------------------
-
 def comes_then(unit):
     """Whether a Finetuned goes on from the source-only model."""
     return bool(unit.visitor) and find(unit.visitor)[0].then
@@ -143,8 +137,6 @@ def are_kept(path, about):
     own = all(each.get("config") == about["config"] for each in found.values())
     return own and found[about["best_step"]]["digest"] == about["digest"]
 
-# ---- where a visitor is -----------------------------------------------------------------------------------
-
 def points_of(args, visit):
     """[(what tells a point of a visit from others, files that it is the mean of; none: the start)]"""
     files, (entry, word) = [unit.path(args.out) for unit in made_of(args, visit)], find(visit.visitor)
@@ -157,8 +149,7 @@ def points_of(args, visit):
     return {"each": each, "last": each[-1:], "mean": [({}, mean_of)]}[entry.checkpoints]
 
 def evaluate(run, visit, header):
-    """Place the points of a visit, score each and the plane's point nearest to it, into the visit's file.
-    header(run, visit): of its grid's file."""
+    """Score a visit's points, and the plane's points nearest to them, into its file after header(run, visit)."""
     import torch  # not above: plot.py has no need of it
     path, points = visit.path(run.args.out, "all"), points_of(run.args, visit)
     files = list(dict.fromkeys(sum((files for _, files in points), [])))
@@ -175,8 +166,8 @@ def evaluate(run, visit, header):
             start = torch.nn.utils.parameters_to_vector(plane.model.parameters()).detach()
         for which, of in todo:
             plane.theta.copy_(start)
-            place(run, plane, visit, of)
-            line = which | project(plane, start) | scores(run, plane, visit)
+            stand(run, plane, visit, of)
+            line = which | plane.place(start) | scores(run, plane, visit)
             plane.move(line["a1"], line["a2"])
             results.append_line(f, line | {"nearest": scores(run, plane, visit)})
     run.ranks.say(f"{visit}: {len(todo)} of {len(points)} points placed, in {path}")
@@ -186,7 +177,7 @@ def scores(run, plane, visit):
     source, target = (run.scorer.side(plane, visit, langs)[0] for langs in visit.langs())
     return {"src": source, "tgt": target}
 
-def place(run, plane, visit, files):
+def stand(run, plane, visit, files):
     """Let a plane stand at the mean of files of parameters; without any it stays where it is."""
     import heads
     whole, apart = run.corpora.encoder(visit.task, visit.encoder).model, find(visit.visitor)[0].apart
@@ -196,24 +187,6 @@ def place(run, plane, visit, files):
         found |= {name: value for name, value in own.items() if name.startswith(apart)}
     for name, value in found.items():
         plane.views[name].copy_(value)
-
-def project(plane, start):
-    """Where a plane's parameters (P,) lie: the coordinates of its point nearest to them, their distance from
-    it, and that from the start (P,); by least squares in float64, in pieces."""
-    import torch
-
-    def pieces():   # (3, n): d_src, d_tgt, and the way from `both` to where the plane stands
-        for (both, *others), here in zip(plane.corners.split(1 << 22, 1), plane.theta.split(1 << 22)):
-            yield torch.stack([*others, here]).double() - both
-
-    gram = sum(rows @ rows.T for rows in pieces()).cpu().numpy()
-    a1, a2 = ((np.linalg.pinv(gram[:2, :2], hermitian=True) @ gram[:2, 2]).round(9) + 0.0).tolist()   # no -0
-    off = sum((rows[2] - a1 * rows[0] - a2 * rows[1]).square().sum().item() for rows in pieces())
-    way = sum((here.double() - there).square().sum().item()
-              for here, there in zip(plane.theta.split(1 << 22), start.split(1 << 22)))
-    return {"a1": a1, "a2": a2, "distance": round(off ** .5, 9), "from_start": round(way ** .5, 9)}
-
-# ---- report -----------------------------------------------------------------------------------------------
 
 HOW = """Coordinates of Eq. 3, means over seeds: *source-only* is (1, 0), *bilingual* (0, 0). *Off plane*,
 *from start*: distances; *nearest*: the target's score at the plane's point nearest to the visitor. *Oracle*:

@@ -71,19 +71,19 @@ def test_a_known_point_and_an_orthogonal_vector_give_back_coordinates_and_distan
     for a1, a2, length in ((.3, -.2, 2.5), (1.4, .9, .7), (0, 1, 100)):
         there = both + a1 * d_src + a2 * d_tgt
         plane.theta.copy_(there + length * away / away.norm())
-        found = visit.project(plane, there.float())
+        found = plane.place(there.float())
         assert (found["a1"], found["a2"]) == pytest.approx((a1, a2), abs=1e-6)
         assert (found["distance"], found["from_start"]) == pytest.approx((length, length), rel=1e-6, abs=1e-6)
 
 def test_the_corners_lie_where_they_are_and_one_that_is_no_other_model_is_no_obstacle(plane):
     for at in ((0, 0), (1, 0), (0, 1)):
         plane.move(*at)
-        found = visit.project(plane, plane.theta)
+        found = plane.place(plane.theta)
         assert found == {"a1": at[0], "a2": at[1], "distance": 0, "from_start": 0}
         assert "-" not in json.dumps(found)   # no -0.0, either
     d_src = plane.corners[1] - plane.corners[0]
     plane.corners[1] = plane.corners[0]
-    assert visit.project(plane, plane.theta)["a1"] == 0
+    assert plane.place(plane.theta)["a1"] == 0
     plane.corners[1] += d_src
 
 # ---- what -------------------------------------------------------------------------------------------------
