@@ -149,7 +149,7 @@ def points_of(args, visit):
     return {"each": each, "last": each[-1:], "mean": [({}, mean_of)]}[entry.checkpoints]
 
 def evaluate(run, visit, header):
-    """Score a visit's points, and the plane's points nearest to them, into its file after header(run, visit)."""
+    """Score a visit's points and the plane's nearest to them into its file, below header(run, visit)."""
     import torch  # not above: plot.py has no need of it
     path, points = visit.path(run.args.out, "all"), points_of(run.args, visit)
     files = list(dict.fromkeys(sum((files for _, files in points), [])))
