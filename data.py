@@ -465,7 +465,7 @@ class Encoded:
         return other
 
     def batch(self, windows, packed=False):
-        """The Batch of window numbers (B,), a numpy array; built on the device without asking it anything.
+        """The Batch of window numbers (B,), a numpy array; built on the device, which is not waited for.
         packed: windows share rows, and the mask (R, 1, L, L) lets a subword see those of its window alone."""
         import torch
         device, lengths = self.ids.device, self.lengths[windows]

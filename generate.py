@@ -28,6 +28,7 @@ from torch import nn
 import data
 import derive
 import heads
+import train
 from data import TARGET_SUBWORDS
 
 from grids import (  # isort: skip
@@ -309,23 +310,6 @@ class Watch:
 
 # ----------------------------------------------------------------------------------------------- selection
 
-def choose(records, rule, tolerance=1.0):
-    """The one of a training's records, in order, that a rule keeps; the first of equals.
-    dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those at
-    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours);
-    of records without it, dev."""
-    if rule == "last":
-        return records[-1]
-    if rule == "dev" or "xlrs" not in records[0]:
-        return max(records, key=lambda record: record["mean"])
-    kept, highest = records[0], -math.inf
-    for record in records:
-        highest = max(highest, record["mean"])
-        good = record["mean"] >= highest - tolerance
-        if good and (record["xlrs"] < kept["xlrs"] or kept["mean"] < highest - tolerance):
-            kept = record
-    return kept
-
 # ------------------------------------------------------------------------------------------------- report
 
 HOW = """Means over seeds. *Target*: score of a model that was not trained on the target or, marked +, was.
@@ -375,7 +359,7 @@ def summary(grids):
 
 def selected(case, rule):
     """What a rule of --select would have kept of the trainings of a case: mean step, source and target."""
-    kept = [choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
+    kept = [train.choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
             for grid in case if grid.way]
     return np.mean([(record["step"], record["mean"], record["score"][case[0].metrics[0]])
                     for record in kept], 0)

@@ -31,7 +31,7 @@ FIELDS = dict.fromkeys(("task", "encoder", "src", "tgt", "part", "scored_in"), s
                                            "norm_ratio": NUMBER, "angle": NUMBER}  # of a file's header
 
 class Grid:
-    """One result file: header, scores {metric: {(a1, a2): (source, target)}}, points (those of the first)."""
+    """One result file: header, scores {metric: {(a1, a2): (source, target)}}, points: the first of them."""
     def __init__(self, file, header):
         self.file, self.header = file, header
         for name in FIELDS:
@@ -193,7 +193,7 @@ def normalise(runs, points):
     runs: grids of one task, encoder and pair, one a seed; points: a list of (a1, a2). Returns two arrays,
     scores (runs, points, sides): each over that of the same seed's bilingual model on the same dev set;
     variance (points, sides): of the plain scores over seeds (divisor n - 1), over the mean bilingual score,
-    as in the paper not over its square. NaN stands for what is not evaluated, and for a single seed's."""
+    not its square (our reading). NaN stands for what is not evaluated, and for a single seed's."""
     plain = np.array([[run.points.get(at, (math.nan, math.nan)) for at in (BOTH, *points)] for run in runs])
     bilingual, plain = plain[:, :1], plain[:, 1:]
     return plain / bilingual, moments(plain)[2] ** 2 / mean(bilingual)

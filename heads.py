@@ -39,7 +39,7 @@ HUB = {"mbert": "bert-base-multilingual-cased", "xlmr": "xlm-roberta-large",   #
        "mt5": "google/mt5-base"}   # generation
 
 class Rows(nn.Embedding):
-    """The rows (R, H) of an embedding that are read; asked by the ids of the whole, and only for these rows.
+    """The rows (R, H) of an embedding that are read; asked by the ids of the whole, but only for these.
     No other row would move: Adam without weight decay leaves alone what never had a gradient."""
 
     def __init__(self, whole, ids):
@@ -69,7 +69,7 @@ def find_rows(model):
     return next(((name, m) for name, m in model.named_modules() if isinstance(m, Rows)), ("", None))
 
 def rows_of(parameters):
-    """[ids (M,) of the rows that moved] of what `moved` gave; [] where all rows are there."""
+    """[ids (M,) of the rows that moved] as `moved` saved them; [] where all rows are there."""
     return [ids for name, ids in parameters.items() if name.endswith(".ids")]
 
 def moved(model, parameters, pretrained):
@@ -123,7 +123,7 @@ class Model(nn.Module):
             return self.head.loss(h, batch)
 
     def forward(self, batch, states=None):
-        """Predictions (B, N, K) of a batch; states: a dict that keeps the reads of an encoder that stands."""
+        """Predictions (B, N, K) of a batch; states: {batch: (B, N, H)} of an encoder that does not move."""
         states = {} if states is None else states
         if batch not in states:
             states[batch] = self.read(batch)

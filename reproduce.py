@@ -45,7 +45,7 @@ DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out":
                          "lines_only": True, "out": "results/demo-ingredients"},
          "generation": {"task": ["title"], "src": ["A", "A+C"], "tgt": ["B"], "seeds": [1],
                         "lr": [5e-4, 2e-3], "lines_only": True, "out": "results/demo-generation"}}
-SCRATCH = "scratch", "scratch-original", "scratch-random"   # the controls: original alone; no training
+SCRATCH = "scratch", "scratch-original", "scratch-random"   # and controls: original alone; no pretraining
 CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
 class Parser(argparse.ArgumentParser):
@@ -213,7 +213,7 @@ import plot
 import pretrain
 import results
 from heads import short_name
-from train import Settings, find_device, train, usual_precision
+from train import Settings, choose, find_device, train, usual_precision
 
 # ---- plan -------------------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Finetuned(NamedTuple):
     langs: tuple
     seed: int
     lr: float | None = None   # of a control, else the run's own
-    visitor: str = ""         # its name in visit.VISITORS, of what also learns from a target: tgt
+    visitor: str = ""         # as in visit.VISITORS, where it also learns from a target: tgt
     tgt: str = ""
 
     def __str__(self):
@@ -387,8 +387,8 @@ class Run:
         return model
 
     def plane(self, pair, files=()):
-        """The heads.Plane of a Pair; of its three models one is in memory beside it at a time. files: of
-        further parameters that it can stand at."""
+        """The heads.Plane of a Pair; its three models are loaded one by one. files: of further
+        models at which it must be able to stand."""
         dev = [self.corpora.examples(pair.task, pair.encoder, lang, "dev") for lang in sum(pair.langs(), ())]
         units, whole = pair.models(), self.corpora.encoder(pair.task, pair.encoder).model
         files = [*(unit.path(self.args.out) for unit in units), *files]
@@ -435,7 +435,7 @@ def train_model(run, unit, config, journal):
     sets, then = [*train_sets.values(), *dev_sets, *run.watch.sets(unit)], visit.comes_then(unit)
     model = run.finetuned(*visit.needs(unit), sets).requires_grad_(True) if then else run.model(unit, sets)
     waste = math.inf if TASKS[unit.task].writes else run.scorer.waste
-    sizes = tuple((lang, len(windows)) for lang, windows in train_sets.items())
+    sizes = tuple((lang, len(encoded)) for lang, encoded in train_sets.items())
     per_epoch = sum(math.ceil(size / config["batch_size"]) for _, size in sizes)
     steps, scorings = per_epoch * config["epochs"], DEV_SCORINGS * (1 if then else config["epochs"])
     chosen = Settings(steps=steps, lr=config["lr"], seed=unit.seed, precision=config["precision"],
@@ -462,7 +462,7 @@ def train_model(run, unit, config, journal):
             visit.checkpoint(path, step).parent.mkdir(exist_ok=True)
             results.save_tensors(visit.checkpoint(path, step), now,
                                  {"config": config, "digest": results.digest(now)})
-        return record, generate.choose([*records, record], config.get("select", "dev")) is record
+        return record, choose([*records, record], config.get("select", "dev")) is record
 
     rows = results.digest({name: b for name, b in model.named_buffers() if name.endswith(".ids")})
     kept, best = train(model, batches, score_dev, chosen, config | {"rows": rows}, journal, str(unit),
@@ -590,15 +590,15 @@ def check_data(run, models):
             run.ranks.say(f"warning: {note}")
     run.ranks.barrier()
 
-def attempt(run, unit, work, record, needs=()):
+def attempt(run, unit, work, failed, needs=()):
     """Do a unit of work once all it needs is there; if it cannot be done, record why and go on.
-    A fault of the kit itself, no matter of its encoder or its device, is also kept for the end of the run."""
+    A fault of the kit itself, not of an encoder or a device, is also kept for the end of the run."""
     problem, trace = "", {}
     try:
         if missing := [str(need) for need in needs if run.ranks.outcome(need)]:
             raise UnitError(f"{unit}: it needs {', '.join(missing)}.")
         work(run, unit)
-        record.unlink(missing_ok=True)
+        failed.unlink(missing_ok=True)
     except UnitError as e:
         problem = str(e)
     except (KitError, OSError):   # of a file, which others need too
@@ -612,7 +612,7 @@ def attempt(run, unit, work, record, needs=()):
         if raised_in.parent == Path(__file__).parent and not isinstance(e, (RuntimeError, MemoryError)):
             run.faults.append(trace["traceback"])
     if problem:
-        results.write(record, json.dumps({"problem": problem, **settings(run.args, unit), **trace}).encode())
+        results.write(failed, json.dumps({"problem": problem, **settings(run.args, unit), **trace}).encode())
         run.ranks.say(problem)
     run.ranks.finish(unit, problem)
 

@@ -19,12 +19,12 @@ class Task(NamedTuple):
     source: object   # (folder, lang, split) -> the file, as a data.Source
     reader: object   # (path, lang) -> examples
     encode: object   # (examples, tokenizer, split, name) -> data.Encoded
-    labels: tuple    # none of what writes
+    labels: tuple    # () of a task that writes
     load: object     # (name, precision) -> the pretrained heads.Encoder
     build: object    # (heads.Encoder, labels, ids) -> the model, with these rows of its embedding; None: all
     count: object    # (predictions, dev set, lang, languages) -> counts (metrics, 2), right and of all;
                      # languages() gives the generate.Languages that tell in which language a text is
-    parts: tuple = ("encoder", "head")   # with which names of parameters begin
+    parts: tuple = ("encoder", "head")   # how names of parameters begin
 
     @property
     def writes(self):
@@ -32,7 +32,7 @@ class Task(NamedTuple):
         return "decoder" in self.parts
 
 def reads_with(head, count):
-    """What an encoder with a class of heads.py on it needs of a Task's entry; count: a function there."""
+    """(load, build, count) of a task with a head; head, count: a class and a function of heads.py."""
     def load(name, precision):
         import heads
         return heads.load_encoder(name, precision)
@@ -48,7 +48,7 @@ def reads_with(head, count):
     return load, build, counts
 
 def writes_with(count):
-    """The same for an encoder-decoder; count: a function of generate.py."""
+    """(load, build, count, parts) of a task that writes; count: name of a function in generate.py."""
     def load(name, precision):
         import generate
         return generate.load_generator(name)
@@ -155,12 +155,12 @@ class Scorer:
         self.corpora, self.ranks = corpora, ranks
         on_gpu = corpora.device.type == "cuda"
         self.subwords = 16384 if on_gpu else 2560   # of a batch; halved where memory runs out
-        self.waste = math.inf if on_gpu else 64     # of them padding: on a CPU more costs more than a batch
+        self.waste = math.inf if on_gpu else 64     # of padding: on a CPU more costs more than a batch
 
     def score(self, predict, unit, lang, langs=()):
         """{metric: score from 0 to 100} on a language's dev set.
         predict: a model in eval mode or a Plane, a function from a Batch to predictions (B, N, K); unit: a
-        Finetuned or a Pair; langs: those among which the language of what is written is told."""
+        Finetuned or a Pair; langs: where texts are written, the languages that they may be in."""
         import torch
         task, dev = TASKS[unit.task], self.corpora.examples(unit.task, unit.encoder, lang, "dev")
         languages = partial(self.languages, unit.task, tuple(sorted(langs)))

@@ -60,11 +60,11 @@ def find_device(name):
 
 def train(model, batches, score_dev, settings, config, journal, name, ranks):
     """Train a model and return what is kept of it: (metadata, {name: parameter}).
-    batches(step, pieces): the batch of a step, cut into at most so many; a batch has `count`, the number of
-    terms its loss is a mean of. score_dev(records): (record, keep) from the records before it; keep: these
-    are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl, beside
-    which the state is kept in state.safetensors; config: all settings, so that a state made otherwise is
-    refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number."""
+    batches(step, pieces): a list, the batch of a step cut into at most so many; each has `count`, the number
+    of terms its loss is a mean of. score_dev(records): (record, keep) from the records before it; keep:
+    these are the best parameters so far. Each record becomes a line of `journal`, the open train.jsonl,
+    beside which the state is kept in state.safetensors; config: all settings, so that a state made otherwise
+    is refused; name: for people; ranks: results.Ranks. Raises UnitError where the loss is no number."""
     training = Training(model, settings, config, journal)
     if training.step:
         ranks.say(f"{name}: continued after step {training.step}")
@@ -84,6 +84,23 @@ def train(model, batches, score_dev, settings, config, journal, name, ranks):
             logged = {"step": until, "lr": settings.rate(until - 1), "loss": round(loss, 6), **record}
             training.record(logged, keep)
     return training.kept, training.best
+
+def choose(records, rule, tolerance=1.0):
+    """The one of a training's records, in order, that a rule keeps; the first of equals.
+    dev: the highest source score, record["mean"]. last: the last. xlrs: the lowest record["xlrs"] of those at
+    most `tolerance` points below the highest source score so far, asked anew at each scoring (ours);
+    of records without it, dev."""
+    if rule == "last":
+        return records[-1]
+    if rule == "dev" or "xlrs" not in records[0]:
+        return max(records, key=lambda record: record["mean"])
+    kept, highest = records[0], -math.inf
+    for record in records:
+        highest = max(highest, record["mean"])
+        good = record["mean"] >= highest - tolerance
+        if good and (record["xlrs"] < kept["xlrs"] or kept["mean"] < highest - tolerance):
+            kept = record
+    return kept
 
 class Training:
     """The state of one training between two evaluations; it can be saved and taken up again."""
@@ -108,7 +125,7 @@ class Training:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)   # a resumed run drops the same units
         self.model.train()
         total, first = torch.zeros((), device=self.device), self.step
-        for self.step in range(first, until):
+        for self.step in range(first, until):   # the attribute itself counts
             self.adam.param_groups[0]["lr"] = self.settings.rate(self.step)
             total += self.gradient(batches)
             if self.settings.clip:

@@ -19,7 +19,7 @@ import heads
 import results
 from heads import Plane
 from results import KitError
-from train import Settings, train
+from train import Settings, choose, train
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = SimpleNamespace(tokenize=generate.words)   # for rouge-score, so that both count the same words
@@ -271,10 +271,10 @@ def test_xlrs_equals_brute_force(kind, bart, encoder):
 def test_a_rule_chooses_among_logged_records():
     logged = [(50, .1), (69.5, .5), (70, .7), (69.0, .4), (70, .6), (68.9, .2)]
     records = [{"mean": mean, "xlrs": x, "step": n} for n, (mean, x) in enumerate(logged)]
-    assert [generate.choose(records, rule)["step"] for rule in ("dev", "xlrs", "last")] == [2, 3, 5]
-    assert [generate.choose(records, "xlrs", x)["step"] for x in (0, .5, 1.1, 20)] == [4, 1, 5, 0]
+    assert [choose(records, rule)["step"] for rule in ("dev", "xlrs", "last")] == [2, 3, 5]
+    assert [choose(records, "xlrs", x)["step"] for x in (0, .5, 1.1, 20)] == [4, 1, 5, 0]
     rising = [{"mean": mean, "xlrs": x} for mean, x in ((50, .5), (50.5, .6), (51.2, .9))]
-    assert generate.choose(rising, "xlrs") is rising[2]   # the second one's parameters were not kept
+    assert choose(rising, "xlrs") is rising[2]   # the second one's parameters were not kept
 
 def test_titles_are_read_in_both_formats_cut_and_counted(bart, tmp_path):
     path, long = tmp_path / "dev.jsonl", {"text": "a " * 30, "title": "b " * 30}
