@@ -285,26 +285,20 @@ def test_a_source_is_described_without_a_look_at_disk_or_net(monkeypatch):
 
 def test_what_is_there_is_not_fetched_and_what_is_fetched_is_kept(corpus, tmp_path, monkeypatch):
     contents, fetched = [source("pos", corpus, "en", split).path.read_bytes() for split in data.SPLITS], []
+    there = sorted(corpus.rglob("*"))
     monkeypatch.setitem(data.UD_GIT_NAMES, "en_ewt", [data.git_name(content) for content in contents])
     wanted = [source("pos", tmp_path, "en", split) for split in data.SPLITS]
     monkeypatch.setattr(urllib.request, "urlopen", lambda address, **_: fetched.append(address) or Answer(
         contents["dev" in address], address))
-    data.fetch(wanted[:1])
-    assert fetched == [wanted[0].address] and [s.path.exists() for s in wanted] == [True, False]
+    data.fetch([*sources(corpus), wanted[0]])
+    assert fetched == [wanted[0].address] and sorted(corpus.rglob("*")) == there
+    assert [s.path.exists() for s in wanted] == [True, False]
     data.fetch(wanted)
     assert fetched == [s.address for s in wanted] and [s.path.read_bytes() for s in wanted] == contents
     assert data.departure(wanted[1], "pos", "en", "dev", 20) is None   # a digest tells more than a count
     wanted[1].path.write_bytes(contents[1].replace(b"NOUN", b"VERB", 1))
     said = data.departure(wanted[1], "pos", "en", "dev", 2002)         # as many sentences as the paper's has
     assert said.startswith(f"{wanted[1].path} is not the paper's file") and "used as it is" in said
-
-def test_where_all_is_there_nothing_is_asked_or_written(corpus, monkeypatch, tokenizer):
-    there = sorted(corpus.rglob("*"))
-    monkeypatch.setattr(urllib.request, "urlopen", fails(AssertionError("asked")))
-    monkeypatch.setattr(data, "write", fails(AssertionError("written")))
-    data.fetch(sources(corpus))
-    assert load("ner", source("ner", corpus).path, "train", tokenizer).counts["words"] > 0
-    assert sorted(corpus.rglob("*")) == there
 
 def targz(members, kind="gz"):
     """Bytes of a tar.gz of {name: content}."""
