@@ -22,26 +22,24 @@ from conftest import real, windows
 from transformers import AutoTokenizer
 
 import data
+import tasks
 from results import KitError
 
 PANX = "panx/panx_dataset.zip"
-TASKS = {"xnli": (data.xnli_file, data.read_xnli, data.encode_pairs),
-         "ner": (data.ner_file, data.read_ner, data.encode_words),
-         "pos": (data.ud_file, data.read_pos, data.encode_words),
-         "parsing": (data.ud_file, data.read_trees, data.encode_trees)}
+TASKS = {name: tasks.TASKS[name] for name in ("xnli", "ner", "pos", "parsing")}
 
 @pytest.fixture(scope="session")
 def tokenizer(encoder):
     return AutoTokenizer.from_pretrained(encoder)
 
 def source(task, folder, lang="en", split="train"):
-    return TASKS[task][0](folder, lang, split)
+    return TASKS[task].source(folder, lang, split)
 
-def sources(folder, tasks=TASKS):
-    return [source(task, folder, *which) for task in tasks for which in product(("en", "de"), data.SPLITS)]
+def sources(folder, names=TASKS):
+    return [source(task, folder, *which) for task in names for which in product(("en", "de"), data.SPLITS)]
 
 def load(task, path, split, tokenizer):
-    return data.load(path, "en", split, *TASKS[task][1:], tokenizer)
+    return data.load(path, "en", split, TASKS[task].read, TASKS[task].encode, tokenizer)
 
 def refused(words, call, *args):
     """The line that a call is refused with, which holds all of words."""
@@ -178,7 +176,7 @@ def spelt(task, gold):
     """Gold label numbers as the file spells them."""
     if task == "parsing":
         return [(data.UPOS[upos], head, data.RELATIONS[relation]) for upos, head, relation in gold]
-    return [(data.NLI if task == "xnli" else data.BIO)[label] for label, in gold]
+    return [TASKS[task].labels[label] for label, in gold]
 
 def corrupt(content, rng):
     """The content with one to three random mistakes."""
@@ -210,7 +208,7 @@ def test_corrupted_files_end_in_a_sentence_or_are_read_right(corpus, tokenizer, 
             refusals += 1
             continue
         want, counts = simple_reader(task, path.read_bytes(), "en"), encoded.counts
-        read = data.read_conllu(path) if task == "parsing" else TASKS[task][1](path, "en")
+        read = data.read_conllu(path) if task == "parsing" else TASKS[task].read(path, "en")
         assert [(words, spelt(task, gold)) for words, gold in read] == want, seed
         words = len(want) if task == "xnli" else sum(len(words) for words, _ in want)
         roots = len(want) if task == "parsing" else 0
