@@ -168,6 +168,16 @@ def test_heads_compute_in_fp32_under_autocast(encoder, head):
     assert h.dtype == loss.dtype == torch.float32
     assert torch.equal(loss, model.head.loss(h, b)) and torch.equal(found, model.head.predict(h, b))
 
+@torch.no_grad()
+def test_models_of_one_encoder_share_nothing(encoder):
+    (b, *_), loaded = two(), load(str(encoder))
+    want = loaded.model(b.ids).last_hidden_state
+    first, second = (heads.Model(loaded, heads.Linear, 3).eval() for _ in range(2))
+    for parameter in second.parameters():
+        parameter += 1
+    assert torch.equal(first.read(b)[b.real], want[b.real])
+    assert torch.equal(loaded.model(b.ids).last_hidden_state, want)
+
 FAMILIES = {   # a model, and where its windows may begin in one row; None: not in one row
     "Bert": 0, "Electra": 0, "Albert": 0, "Roberta": 2, "XLMRoberta": 2, "DebertaV2": None, "MPNet": None}
 
