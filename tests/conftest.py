@@ -20,6 +20,12 @@ def reproduce(*args, cwd=KIT, env=None, **popen):
     return subprocess.run([sys.executable, str(KIT / "reproduce.py"), *map(str, args)], cwd=cwd, text=True,
                           capture_output=True, env={**os.environ, **(env or {})}, **popen)
 
+def torchrun(*args, flags=("--standalone", "--nproc-per-node", 2)):
+    """The Popen of reproduce.py with these arguments in several processes; flags: those of torchrun."""
+    command = ["-m", "torch.distributed.run", *flags, KIT / "reproduce.py", *args]
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=KIT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
 def windows(encoded):
     """The windows of an Encoded set that is on no device yet, in lists and ints."""
     return [(ids.tolist(), read.tolist(), *rest) for ids, read, *rest in encoded.added]

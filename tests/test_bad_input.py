@@ -27,7 +27,7 @@ import results
 TREES = "ud/UD_English-EWT/en_ewt-ud-train.conllu"
 FILE = {"pos": TREES, "parsing": TREES, "ner": "panx/en/train",
         "xnli": "xnli/XNLI-MT-1.0/multinli/multinli.train.en.tsv"}
-TINY = dict(task="pos", src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=1e-3, device="cpu")
+TINY = dict(task="pos", src="en", tgt="de", seeds=1, epochs=1, batch_size=8, lr=1e-3, device="cpu", limit=8)
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
@@ -83,10 +83,17 @@ def kit(encoder, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plot, "draw_figure", lambda *_: None)   # figures are slow, and others test them
     return Kit(encoder, corpus, tmp_path, capsys)
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder that awaits the files of a finished run."""
+    return tmp_path_factory.mktemp("finished") / "out"
+
 @pytest.fixture
-def again(kit):
+def again(kit, finished):
     """A kit whose OUT holds a finished run, and the paths of a model and of the grid."""
-    assert kit.run() == 0 and "Look first at" in kit.said and "fig2-lines" not in kit.said
+    if not finished.exists():
+        assert kit.run(out=finished) == 0 and "Look first at" in kit.said and "fig2-lines" not in kit.said
+    shutil.copytree(finished, kit.out)
     kit.model = next(kit.out.glob("models/pos/*/en/seed1/model.safetensors"))
     kit.grid = next(kit.out.glob("grids/pos/*/en-de/seed1.jsonl"))
     return kit
@@ -106,6 +113,14 @@ def again(kit):
     ("--text en.txt", "--text|--encoder scratch"), ("--encoder scratch", "--encoder scratch|--text"),
     ("--src tlh", "tlh|one of ar, de, en"), ("--tgt de EN", "EN|lower case"),
     ("--part tail", "--part|tail|encoder"), ("--precision fp8", "--precision|fp8|bf16"),
+    ("--tgt en.turned", "no transformation 'turned'"),
+    ("--encoder scratch --text x", "--text|derived"),
+    ("--encoder scratch --text x --tgt en.inversion", "No such file|x"),
+    ("--encoder scratch --text x --tgt en.inversion --align 5", "nothing to align"),
+    ("--task title --part head", "title has encoder and decoder"), ("--select best", "invalid choice"),
+    ("--part decoder", "pos has encoder and head"), ("--select xlrs", "--select xlrs needs --parallel"),
+    ("--src en+xx", "'xx' is no language"), ("--src en+de", "a pair needs two"),
+    ("--task title --tgt de.inversion", "languages that are not derived"),
     ("--demo generation --parallel x", "--demo|--src|--parallel"), ("--device abacus", "--device abacus|cpu"),
     ("--device meta", "--device meta|cpu"), ("--device mps", "--device mps|cpu"),
     ("--device cuda:99", "--device cuda:99|cannot be used|cpu")])
@@ -183,6 +198,8 @@ def test_an_encoder_that_is_not_here_while_offline(kit, name, monkeypatch, tmp_p
     ("DistilBert", dict(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=32), ""),
     ("Roberta", dict(vocab_size=30, max_position_embeddings=130, **SMALL), ""),
     ("T5", dict(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2), "last_hidden"),
+    ("Bart", dict(vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1), "last_hidden"),
+    ("GPT2", dict(vocab_size=30, n_embd=24, n_layer=1), "from left to right"),
     ("CLIP", dict(text_config=dict(vocab_size=30, **SMALL),
                   vision_config=dict(image_size=32, patch_size=16, **SMALL)), "last_hidden"),
     ("ViT", dict(image_size=32, **SMALL), "last_hidden"),
@@ -222,9 +239,12 @@ def test_a_local_folder_may_begin_like_an_encoder_that_is_pretrained_here(kit, s
     ("WORLD_SIZE=two RANK=0 MASTER_ADDR=localhost MASTER_PORT=1", "WORLD_SIZE is two"),
     ("WORLD_SIZE=2 RANK=2 MASTER_ADDR=localhost MASTER_PORT=1", "RANK is 2"), ("WORLD_SIZE= RANK=", "")])
 def test_variables_of_a_launcher_that_did_not_start_this_process(kit, monkeypatch, env, words):
-    for name, value in (pair.split("=") for pair in env.split()):
-        monkeypatch.setenv(name, value)
-    kit.refuses(words, "--dry-run") if words else kit.run("--dry-run") == 0
+    for pair in env.split():
+        monkeypatch.setenv(*pair.split("="))
+    if words:
+        kit.refuses(words, "--dry-run")
+    else:
+        assert kit.run("--dry-run") == 0
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_told_before_a_corpus_is_read(kit, monkeypatch, number):
@@ -244,9 +264,9 @@ def test_windows_follow_the_positions_that_robertas_kind_can_use(kit, spoilt, po
     transformers.RobertaModel(transformers.RobertaConfig(**settings)).save_pretrained(spoilt)
     edit(spoilt / TOKENIZER, put(model_max_length=10 ** 6))
     assert heads.load_encoder(str(spoilt)).tokenizer.model_max_length == room
-    rows = "\n".join(f"{i}\tabcdeabcde\t_\tX\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_"
-                     for i in range(1, 121))
-    edit(kit.data / FILE["parsing"].replace("train", "dev"), lambda c: c + rows.encode() + b"\n\n")
+    long = "".join(f"{i}\tabcdeabcde\t_\tX\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_\n"
+                   for i in range(1, 121))
+    edit(kit.data / TREES.replace("train", "dev"), lambda content: f"{long}\n".encode() + content)
     assert kit.run(encoder=spoilt, task="parsing") == 0
 
 def test_a_tokenizer_file_is_followed_where_the_library_builds_another(kit, spoilt, capsys):
@@ -258,20 +278,20 @@ def test_a_tokenizer_file_is_followed_where_the_library_builds_another(kit, spoi
     assert f"warning: {spoilt}/tokenizer.json is followed" in capsys.readouterr().err
 
 def test_a_sentencepiece_model_alone_is_read_or_what_it_takes_is_said(kit, tmp_path):
-    write_encoder(tmp_path / "alone")
-    (tmp_path / "alone" / "vocab.txt").rename(tmp_path / "alone" / "sentencepiece.bpe.model")
-    edit(tmp_path / "alone" / TOKENIZER, put(tokenizer_class="XLMRobertaTokenizer"))
+    folder, name = write_encoder(tmp_path / "alone"), "sentencepiece.bpe.model"
+    (folder / "vocab.txt").rename(folder / name)
+    edit(folder / TOKENIZER, put(tokenizer_class="XLMRobertaTokenizer"))
     try:
         import google.protobuf
         import sentencepiece
     except ImportError:
-        return kit.refuses("pip install sentencepiece protobuf|tokenizer.json", encoder=tmp_path / "alone")
+        return kit.refuses("pip install sentencepiece protobuf|tokenizer.json", encoder=folder)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["abc abd", "bcd", "a b c d e f g h i j", "ghij ab"] * 9), vocab_size=19,
-        minloglevel=2, model_prefix=str(tmp_path / "alone" / "sentencepiece.bpe"))
-    assert google.protobuf and kit.run(encoder=tmp_path / "alone") == 0
-    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "alone" / "sentencepiece.bpe.model"))
-    ids = heads.load_tokenizer(str(tmp_path / "alone"))("abd ghijab").input_ids
+        minloglevel=2, model_prefix=str(folder / name.removesuffix(".model")))
+    assert google.protobuf and kit.run(encoder=folder) == 0
+    pieces = sentencepiece.SentencePieceProcessor(str(folder / name))
+    ids = heads.load_tokenizer(str(folder))("abd ghijab").input_ids
     assert ids[1:-1] == [i + 1 for i in pieces.encode("abd ghijab")]   # XLM-R's has a token more in front
 
 def test_nothing_is_fetched_where_all_is_there(kit, monkeypatch, spoilt):
@@ -293,36 +313,30 @@ def test_no_code_of_an_encoder_folder_is_run(kit, spoilt):
 
 # ---- while it runs ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_that_model_alone_and_keeps_nothing_of_it(kit, monkeypatch, value):
+@pytest.mark.parametrize("value, spoil", [
+    ("nan", lambda loss, h: loss * float("nan")), ("inf", lambda loss, h: loss * float("inf")),
+    ("nan", lambda loss, h: loss + (0 * h.sum()).sqrt())])   # 0, its gradient NaN: it spoils the parameters
+def test_a_loss_that_is_no_number_stops_that_model_alone_and_keeps_nothing_of_it(
+        kit, monkeypatch, value, spoil):
     calls, loss = [], heads.Linear.loss
 
-    def soon_lost(self, h, batch):
+    def soon_lost(self, h, batch):   # at the last step of the second model
         calls.append(1)
-        return loss(self, h, batch) * (value if len(calls) == 23 else 1)
+        return spoil(loss(self, h, batch), h) if len(calls) == 6 else loss(self, h, batch)
 
     monkeypatch.setattr(heads.Linear, "loss", soon_lost)
-    assert kit.run(epochs=2) == 3 and f"the loss became {value}" in kit.said and "--lr" in kit.said
+    assert kit.run("--select", "last", epochs=2) == 3 and "--lr" in kit.said
+    assert f"pos encoder en seed 1: the loss became {value} before step 2" in kit.said
     kept = {str(p.parent.relative_to(kit.out)) for p in kit.out.rglob("model.safetensors")}
     assert kept == {"models/pos/encoder/de-en/seed1", "models/pos/encoder/de/seed1"}
     monkeypatch.setattr(heads.Linear, "loss", loss)
-    assert kit.run(epochs=2) == 0 and "already trained" in kit.said and "continued" not in kit.said
-
-def test_a_last_step_that_spoils_the_parameters_is_a_loss_that_is_no_number(kit, monkeypatch):
-    calls, loss = [], heads.Linear.loss
-
-    def spoiling(self, h, batch):
-        calls.append(1)
-        spoilt = (0 * h.sum()).sqrt() if len(calls) == 10 else 0   # 0, its gradient NaN
-        return loss(self, h, batch) + spoilt
-
-    monkeypatch.setattr(heads.Linear, "loss", spoiling)
-    assert kit.run("--select", "last") == 3 and "de+en seed 1: the loss became nan before step 10" in kit.said
+    assert kit.run("--select", "last", epochs=2) == 0
+    assert "already trained" in kit.said and "continued" not in kit.said
 
 # ---- result files -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, words", [
-    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit None|20"),
+    (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit 8|20"),
     (dict(batch_size=4), "batch_size 8|4"), (dict(precision="bf16"), "precision fp32|bf16")])
 def test_results_made_with_other_settings_are_refused_by_name(again, options, words):
     again.refuses(f"model.safetensors|{words}|--out", **options)

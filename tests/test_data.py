@@ -31,15 +31,6 @@ CONLLU = """# sent_id = 1
 def tokenizer(tmp_path):
     return wordpiece(tmp_path, "[PAD] [UNK] [CLS] [SEP] [MASK] a b c ##a ##b ##c in dem haus . :")
 
-def test_a_tokenizer_that_puts_its_special_tokens_after_a_sentence_is_refused_for_that():
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "<sep>": 2, "<cls>": 3}, unk_token="<unk>"))
-    marks = [("<sep>", 2), ("<cls>", 3)]   # as in XLNet, which has no limit of positions: -1
-    words.post_processor = processors.TemplateProcessing("$A <sep> <cls>", special_tokens=marks)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>",
-                                        sep_token="<sep>", cls_token="<cls>", model_max_length=-1)
-    with pytest.raises(KitError, match="a special token before and after a sentence"):
-        data.special(tokenizer)
-
 @pytest.fixture
 def conllu(tmp_path):
     (tmp_path / "x.conllu").write_bytes(CONLLU.encode())
@@ -90,10 +81,9 @@ def sentencepiece(pieces, **metaspace):
     unigram.pre_tokenizer = pre_tokenizers.Metaspace(**metaspace)
     return fast(unigram)
 
-def fast(tokenizer):
-    ends = [("<s>", 0), ("</s>", 2)]
+def fast(tokenizer, single="<s> $A </s>"):
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
+        single=single, pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>",
                                    bos_token="<s>", eos_token="</s>")
 
@@ -129,10 +119,14 @@ def test_words_have_the_subwords_of_running_text_and_are_read_at_the_first(t, be
     assert t.convert_ids_to_tokens([ids[place] for place in read]) == firsts
     assert {token[0] for token in firsts} <= {"▁", "\u0120"}
 
-def test_a_tokenizer_that_reads_words_by_their_neighbours_is_refused():
+def test_tokenizers_that_do_not_suit_are_refused_for_what_they_do():
     whole = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
     with pytest.raises(KitError, match="in running text otherwise than alone"):   # a text is one word
         data.subwords(["a"], fast(whole))
+    after = fast(whole, single="$A </s> <s>")   # as in XLNet, which has no limit of positions: -1
+    after.model_max_length = -1
+    with pytest.raises(KitError, match="a special token before and after a sentence"):
+        data.special(after)
 
 def test_text_that_spells_a_special_token_is_text(tokenizer, encoder):
     tokenizer.split_special_tokens = True   # as heads.load_tokenizer has it
@@ -255,19 +249,6 @@ def test_a_batch_asks_the_device_nothing(dev, packed):
     batch = dev.batch(np.array([3, 1]), packed)
     assert batch.ids.device.type == "meta" and batch.count == dev.labelled[[3, 1]].sum() > 0
     assert batch.real.shape == batch.read.shape == batch.gold.shape[:2] == (2, dev.reads[[3, 1]].max())
-
-def test_windows_can_be_read_changed_and_added_to_another_set(dev, tokenizer):
-    pair = data.encode_pairs([(("a b", "c"), [(2,)])], tokenizer, "train", "x")
-    long = data.encode_trees([(["a"] * 9, [(0, 1, 1)] * 9)], tokenizer, "train", "x")
-    (ids, *rest), = windows(pair)
-    assert len(ids) == 6 and rest == [[0], [(2,)], True, 4]
-    for encoded in (dev, pair, long):
-        other = data.Encoded(encoded.pad)
-        for window in encoded.added:
-            other.add(*window)
-        encoded.to("cpu"), other.to("cpu")
-        for name in ("ids", "start", "second", "read", "read_start", "gold", "new"):
-            assert torch.equal(getattr(encoded, name), getattr(other, name)), name
 
 @pytest.mark.parametrize("name, ends, words", [   # in XLM-R without the lone word-start piece
     ("mbert", ([101], [102]), {"Hello": [31178], "world": [11356], "你好": [2262, 3240], "\u200b": []}),

@@ -22,26 +22,24 @@ from conftest import real, windows
 from transformers import AutoTokenizer
 
 import data
+import tasks
 from results import KitError
 
 PANX = "panx/panx_dataset.zip"
-TASKS = {"xnli": (data.xnli_file, data.read_xnli, data.encode_pairs),
-         "ner": (data.ner_file, data.read_ner, data.encode_words),
-         "pos": (data.ud_file, data.read_pos, data.encode_words),
-         "parsing": (data.ud_file, data.read_trees, data.encode_trees)}
+TASKS = {name: tasks.TASKS[name] for name in ("xnli", "ner", "pos", "parsing")}
 
 @pytest.fixture(scope="session")
 def tokenizer(encoder):
     return AutoTokenizer.from_pretrained(encoder)
 
 def source(task, folder, lang="en", split="train"):
-    return TASKS[task][0](folder, lang, split)
+    return TASKS[task].source(folder, lang, split)
 
-def sources(folder, tasks=TASKS):
-    return [source(task, folder, *which) for task in tasks for which in product(("en", "de"), data.SPLITS)]
+def sources(folder, names=TASKS):
+    return [source(task, folder, *which) for task in names for which in product(("en", "de"), data.SPLITS)]
 
 def load(task, path, split, tokenizer):
-    return data.load(path, "en", split, *TASKS[task][1:], tokenizer)
+    return data.load(path, "en", split, TASKS[task].read, TASKS[task].encode, tokenizer)
 
 def refused(words, call, *args):
     """The line that a call is refused with, which holds all of words."""
@@ -178,7 +176,7 @@ def spelt(task, gold):
     """Gold label numbers as the file spells them."""
     if task == "parsing":
         return [(data.UPOS[upos], head, data.RELATIONS[relation]) for upos, head, relation in gold]
-    return [(data.NLI if task == "xnli" else data.BIO)[label] for label, in gold]
+    return [TASKS[task].labels[label] for label, in gold]
 
 def corrupt(content, rng):
     """The content with one to three random mistakes."""
@@ -210,7 +208,7 @@ def test_corrupted_files_end_in_a_sentence_or_are_read_right(corpus, tokenizer, 
             refusals += 1
             continue
         want, counts = simple_reader(task, path.read_bytes(), "en"), encoded.counts
-        read = data.read_conllu(path) if task == "parsing" else TASKS[task][1](path, "en")
+        read = data.read_conllu(path) if task == "parsing" else TASKS[task].read(path, "en")
         assert [(words, spelt(task, gold)) for words, gold in read] == want, seed
         words = len(want) if task == "xnli" else sum(len(words) for words, _ in want)
         roots = len(want) if task == "parsing" else 0
@@ -285,26 +283,20 @@ def test_a_source_is_described_without_a_look_at_disk_or_net(monkeypatch):
 
 def test_what_is_there_is_not_fetched_and_what_is_fetched_is_kept(corpus, tmp_path, monkeypatch):
     contents, fetched = [source("pos", corpus, "en", split).path.read_bytes() for split in data.SPLITS], []
+    there = sorted(corpus.rglob("*"))
     monkeypatch.setitem(data.UD_GIT_NAMES, "en_ewt", [data.git_name(content) for content in contents])
     wanted = [source("pos", tmp_path, "en", split) for split in data.SPLITS]
     monkeypatch.setattr(urllib.request, "urlopen", lambda address, **_: fetched.append(address) or Answer(
         contents["dev" in address], address))
-    data.fetch(wanted[:1])
-    assert fetched == [wanted[0].address] and [s.path.exists() for s in wanted] == [True, False]
+    data.fetch([*sources(corpus), wanted[0]])
+    assert fetched == [wanted[0].address] and sorted(corpus.rglob("*")) == there
+    assert [s.path.exists() for s in wanted] == [True, False]
     data.fetch(wanted)
     assert fetched == [s.address for s in wanted] and [s.path.read_bytes() for s in wanted] == contents
     assert data.departure(wanted[1], "pos", "en", "dev", 20) is None   # a digest tells more than a count
     wanted[1].path.write_bytes(contents[1].replace(b"NOUN", b"VERB", 1))
     said = data.departure(wanted[1], "pos", "en", "dev", 2002)         # as many sentences as the paper's has
     assert said.startswith(f"{wanted[1].path} is not the paper's file") and "used as it is" in said
-
-def test_where_all_is_there_nothing_is_asked_or_written(corpus, monkeypatch, tokenizer):
-    there = sorted(corpus.rglob("*"))
-    monkeypatch.setattr(urllib.request, "urlopen", fails(AssertionError("asked")))
-    monkeypatch.setattr(data, "write", fails(AssertionError("written")))
-    data.fetch(sources(corpus))
-    assert load("ner", source("ner", corpus).path, "train", tokenizer).counts["words"] > 0
-    assert sorted(corpus.rglob("*")) == there
 
 def targz(members, kind="gz"):
     """Bytes of a tar.gz of {name: content}."""

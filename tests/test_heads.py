@@ -76,7 +76,7 @@ def test_decoded_trees_equal_a_second_method_and_leave_padding_out():
 
 def test_span_f1_equals_seqeval_on_random_tags_windows_or_not():
     rng = random.Random(0)
-    for _ in range(2000):
+    for _ in range(500):
         sentences = [rng.randint(1, 8) for _ in range(rng.randint(1, 4))]
         gold, pred = ([[rng.choice(data.BIO) for _ in range(n)] for n in sentences] for _ in range(2))
         if rng.random() < 0.5:
@@ -265,13 +265,6 @@ def test_digest_is_of_vocabulary_subwords_settings_and_weights_alone(encoder, na
     found.append(digest())
     again.add_tokens("no such word")
     assert len({*found, digest()}) == 5
-
-@pytest.mark.parametrize("kind, words", [("T5", "last_hidden"), ("Bart", "last_hidden"), ("GPT2", "right")])
-def test_models_that_are_no_encoders_are_refused(kind, words):
-    small = dict(vocab_size=30, num_layers=1, d_model=16, n_embd=24, decoder_layers=1)
-    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**small)).eval()
-    with pytest.raises(KitError, match=words):
-        heads.check_encoder(model, "name")
 
 LEAKS = {"none": lambda h: 0 * h, "pooling": lambda h: h.mean(1, keepdim=True),
          "convolution": lambda h: torch.nn.functional.pad(h, (0, 0, 0, 1))[:, 1:]}

@@ -1,16 +1,14 @@
-"""Pretraining: text, masking, losses and alignment found in a second way; killed runs; bad input."""
+"""Pretraining: text, masking, losses and alignment found in a second way; encoder folders; bad input."""
 
 import json
 import os
 import random
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import KIT
+from conftest import contents, torchrun
 from conftest import reproduce as command
 from transformers import AutoTokenizer
 
@@ -18,7 +16,6 @@ import data
 import derive
 import heads
 import pretrain
-import reproduce
 from pretrain import BEGIN, END, MASK, PAD, Blocks, Pretraining, alignment, hide, parse_preset, to_batch
 from results import KitError, Ranks
 
@@ -120,17 +117,13 @@ def test_the_derived_half_is_that_of_the_last_text(files, steps, text, tmp_path)
     turned = [(BEGIN, *(i + V for i in line[-2:0:-1]), END) for line in plain[-1]]
     assert lines_of(tmp_path) == plain[0] + (turned if steps else plain[1] if files > 1 else [])
 
-def test_a_line_may_hold_two_sentences(text, tmp_path):
-    (tmp_path / "x.txt").write_text(f"ab cd\tef\na\tb\tc\n{text.read_text()}")
+def test_a_line_may_hold_two_sentences_nothing_or_the_names_of_special_tokens(text, tmp_path):
+    (tmp_path / "x.txt").write_text(f"ab cd\tef\na\tb\tc\n<s> <mask></s>\r\n \n{text.read_text()}\n\n")
     pretrain.prepare(tmp_path, [tmp_path / "x.txt"], (), PRESET, {})
-    tokenizer, found = AutoTokenizer.from_pretrained(tmp_path), lines_of(tmp_path)
-    assert found[0] == tuple(tokenizer("ab cd", "ef").input_ids) and found[0].count(END) == 3
-    assert found[1] == tuple(tokenizer("a\tb\tc").input_ids)
-
-def test_a_text_may_hold_blank_lines_and_the_names_of_special_tokens(text, tmp_path):
-    (tmp_path / "x.txt").write_text(f"<s> <mask></s>\r\n \n{text.read_text()}\n\n")
-    pretrain.prepare(tmp_path, [tmp_path / "x.txt"], (), PRESET, {})
-    assert len(lines_of(tmp_path)) == 201 and all(min(line[1:-1]) > MASK for line in lines_of(tmp_path))
+    tokenizer, (pair, *found) = AutoTokenizer.from_pretrained(tmp_path), lines_of(tmp_path)
+    assert pair == tuple(tokenizer("ab cd", "ef").input_ids) and pair.count(END) == 3
+    assert found[0] == tuple(tokenizer("a\tb\tc").input_ids)
+    assert len(found) == 202 and all(min(line[1:-1]) > MASK for line in found)
 
 def test_a_tokenizer_is_the_same_in_every_run(text):
     assert len({pretrain.train_tokenizer([text], PRESET).backend_tokenizer.to_str() for _ in range(5)}) == 1
@@ -315,84 +308,22 @@ def test_an_unfinished_encoder_goes_on_only_as_it_was_begun(text, tmp_path, monk
     monkeypatch.setattr(pretrain, "train_tokenizer", None)   # nor is the text read a second time
     assert make(tmp_path / "e", [text])["lr"] == .01
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch, pretrain
-from results import Ranks
-torch.set_num_threads(1)
-text, out = sys.argv[1:]
-preset, steps = pretrain.parse_preset(sys.stdin.read()), ("transliteration", "inversion")
-
-def run(name):
-    encoder = pretrain.Scratch(f"{out}/{name}", "scratch", (text,), steps, .5)
-    pretrain.pretrain(encoder, preset, "fp32", "cpu", Ranks())
-
-def killed(owner, name, when=lambda *args: True):
-    function = getattr(owner, name)
-    def die(*args, **kwargs):
-        if when(*args):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    if not (child := os.fork()):
-        setattr(owner, name, die)
-        run("killed")
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-
-run("whole")
-killed(pretrain, "train_tokenizer")                                          # before anything is there
-killed(pretrain.Blocks, "batches", lambda blocks, step, parts: step == 13)   # half way
-assert Path(out, "killed.part", "state.safetensors").exists()
-killed(pretrain, "alignment")                                                # trained, weights just written
-run("killed")
-"""
-
-def test_a_pretraining_killed_three_times_ends_with_the_same_bytes(text, tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, text, tmp_path], input=TINY, text=True, cwd=KIT,
-                          capture_output=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
-    assert done.returncode == 0, done.stderr
-    whole, killed = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-                     for name in ("whole", "killed"))
-    assert whole == killed and {"model.safetensors", "tokenizer.json", "train.jsonl"} < set(whole)
-    assert [path.name for path in tmp_path.glob("killed*")] == ["killed"]
-
 def test_the_command_pretrains_what_a_pair_needs_and_two_processes_give_the_files_of_one(corpus, tmp_path):
-    text = tmp_path / "en.txt"
-    words = sorted({word for words, _ in data.read_pos(data.ud_file(corpus, "en", "train").path, "en")
-                    for word in words})
-    text.write_text("".join(f"{' '.join(words[i:i + 4])}\n" for i in range(30)))
+    examples = data.read_pos(data.ud_file(corpus, "en", "train").path, "en")
+    (tmp_path / "en.txt").write_text("".join(f"{' '.join(words)}\n" for words, _ in examples))
     preset = "layers=1,heads=2,hidden=16,vocabulary=270,blocks=sentences,length=32,batch=4,steps=6,warmup=2"
     flags = ["--task", "pos", "--src", "en", "--tgt", "en.inversion", "en.transliteration", "--lines-only",
-             "--encoder", "scratch", "--align", "0", "5", "--text", text, "--pretraining", preset,
-             "--seeds", "1", "--epochs", "1", "--lr", "1e-2", "--data", corpus, "--device", "cpu"]
-    alone = command(*flags, "--out", tmp_path / "one")
+             "--encoder", "scratch", "--align", "0", "5", "--text", tmp_path / "en.txt", "--seeds", "1",
+             "--pretraining", preset, "--epochs", "1", "--lr", "1e-2", "--data", corpus, "--device", "cpu"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone, both = command(*flags, "--out", one), torchrun(*flags, "--out", two)
     assert alone.returncode == 0, alone.stderr
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", KIT / "reproduce.py"]
-    two = subprocess.run([sys.executable, "-m", *launcher, *map(str, flags), "--out", str(tmp_path / "two")],
-                         capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr
-    one, other = ({path.relative_to(out): path.read_bytes() for path in out.rglob("*")
-                   if path.is_file() and path.name != "report.md"}
-                  for out in (tmp_path / "one", tmp_path / "two"))
-    assert one == other
+    assert both.communicate() and both.returncode == 0
+    assert contents(one) == contents(two)
     names = {"en-en.inversion", "en-en.transliteration", "en-en.transliteration-align5"}
-    assert {path.parent.name for path in (tmp_path / "one/encoders").glob("*/model.safetensors")} == names
-    grid = next((tmp_path / "one/grids").rglob("*align5/*/seed1.jsonl"))
+    assert {path.parent.name for path in one.glob("encoders/*/model.safetensors")} == names
+    [grid] = one.glob("grids/**/*align5/*/seed1.jsonl")
     header = json.loads(grid.read_text().split("\n")[0])
     assert header["align"] == 5 and set(header["alignment"]) == {"in the loss", "left out"}
-    again = command(*flags, "--out", tmp_path / "one", "--dry-run")
+    again = command(*flags, "--out", one, "--dry-run")
     assert "9 of 9 distinct models done" in again.stdout and "to pretrain" not in again.stdout
-
-@pytest.mark.parametrize("flags, said", [
-    (["--encoder", "scratch", "--tgt", "en.inversion"], "--text"),
-    (["--text", "x", "--tgt", "en.inversion"], "--encoder scratch"),
-    (["--encoder", "scratch", "--text", "x", "--tgt", "de"], "derived"),
-    (["--encoder", "scratch", "--text", "x", "--tgt", "en.inversion", "--align", "5"], "nothing to align"),
-    (["--encoder", "scratch", "--text", "x", "--tgt", "en.turned"], "no transformation 'turned'"),
-    (["--encoder", "scratch", "--text", "no such file", "--tgt", "en.inversion"], "no such file")])
-def test_flags_that_do_not_go_together_are_told_in_a_sentence(corpus, tmp_path, flags, said, capsys):
-    argv = ["--task", "pos", "--src", "en", *flags, "--data", str(corpus), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as stop:   # of argparse, or of the command at its end
-        sys.exit(reproduce.answer(reproduce.parse_arguments(argv)))
-    assert stop.value.code == 2 and said in capsys.readouterr().err
-    assert not (tmp_path / "out" / "models").exists()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from conftest import KIT, contents
+from conftest import KIT, contents, torchrun
 from conftest import reproduce as command
 
 import demo
@@ -38,7 +38,8 @@ FORK = get_context("forkserver")
 TASKS = "pos", "ner", "parsing", "xnli"
 KILLED = -signal.SIGKILL
 BUSY = r"reproduce.py: Another process is writing \S+: wait for it, or take another --out.\n"
-PRETRAINING = "layers=1,heads=2,hidden=16,vocabulary=300,length=12,batch=4,steps=20,warmup=4,blocks=sentences"
+PRETRAINING = ("layers=1,heads=2,hidden=16,vocabulary=300,length=12,batch=4,steps=20,warmup=4,dropout=.1,"
+               "blocks=sentences")
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
 # ---- a run in a process of its own ------------------------------------------------------------------------
@@ -220,7 +221,8 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nothing_disturbed(
 @pytest.mark.parametrize("flags, places", [
     (("--demo", "--pretraining", "steps=20,warmup=4,vocabulary=300"),
      {"data": (2, 40), "encoders": (2, 9, 20), "figures": (3, 8), ".report": (3,)}),
-    (("--demo", "ingredients", "--tgt", "A.inversion", "--pretraining", PRETRAINING),
+    (("--demo", "ingredients", "--tgt", "A.transliteration.inversion", "--align", "5", "--pretraining",
+      PRETRAINING),
      {"text": (1, 6), "encoders": (1, 8, 20, 50), "models": (4, 30), "grids": (3, 50)})])
 def test_killed_in_the_middle_of_any_file_a_run_leaves_nothing_behind(kit, out, flags, places):
     settings = dict(flags=flags, epochs=1, figures=1)
@@ -352,11 +354,6 @@ def test_a_model_that_vanishes_before_its_grid(kit, out):
     gone.unlink()
     assert run.wait() == 2 and run.error.count("\n") == 1 and str(gone) in run.error
     kit.again(out)
-
-def torchrun(*argv, flags=("--standalone", "--nproc-per-node", 2)):
-    command = ["torch.distributed.run", *map(str, flags), KIT / "reproduce.py", *argv]
-    return subprocess.Popen([sys.executable, "-m", *command], text=True, cwd=KIT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 @pytest.mark.parametrize("machines, settings", [(2, {}), slow(1, dict(tasks=TASKS, seeds=(1, 2)))])
 def test_two_processes_on_one_or_two_machines_give_the_files_of_one(kit, out, machines, settings):
