@@ -5,6 +5,7 @@ import copy
 import graphlib
 import json
 import shutil
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -25,12 +26,15 @@ import train
 TASKS = ["xnli", "ner", "pos", "parsing"]
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 
+def arguments(encoder, corpus, out, *more):
+    """The arguments of a tiny run; of a flag given twice the last one counts."""
+    where = f"--encoder {encoder} --data {corpus} --out {out} --device cpu"
+    what = "--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2"
+    return [*where.split(), *what.split(), *more]
+
 @pytest.fixture
 def line(encoder, corpus, tmp_path):
-    """line(*more): the arguments of a tiny run; of a flag given twice the last one counts."""
-    where = f"--encoder {encoder} --data {corpus} --out {tmp_path}/out --device cpu"
-    what = "--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2"
-    return lambda *more: [*where.split(), *what.split(), *more]
+    return partial(arguments, encoder, corpus, tmp_path / "out")
 
 @pytest.fixture
 def make(line):

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -15,9 +14,9 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import write_encoder
-from test_reproduce import line, lines, make, pair_of  # noqa: F401
+from test_reproduce import arguments, line, lines, make, pair_of  # noqa: F401
 from test_titles import line as titles  # noqa: F401
-from test_trust import KILLED, kit, out, same  # noqa: F401
+from test_trust import FORK, KILLED, change, kit, out, same  # noqa: F401
 
 import data
 import export
@@ -34,13 +33,22 @@ WORDS = "encoder.embeddings.word_embeddings"
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch, request):
     if "figures" not in request.node.name:
-        monkeypatch.setattr(r.plot, "draw_figure", lambda *_: None)
+        monkeypatch.setattr(plot, "draw_figure", lambda *_: None)
 
 def visited(argv, *more):
     """Run a command with --visit; returns {visitor: (header, points)} of seed 1."""
     assert r.answer(r.parse_arguments([*argv, *more])) == 0
-    folder = next(path for path in r.Path(argv[argv.index("--out") + 1]).rglob("seed1.visits"))
+    folder = next(r.Path(argv[argv.index("--out") + 1]).rglob("seed1.visits"))
     return {path.stem: (header, points) for path in folder.iterdir() for header, *points in [lines(path)]}
+
+@pytest.fixture(scope="module")
+def everything(encoder, corpus, tmp_path_factory):
+    """A run with all visitors: its folder, its arguments, and what visited() returns."""
+    out = tmp_path_factory.mktemp("everything")
+    argv = arguments(encoder, corpus, out, "--lines-only", "--seeds", "1", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "draw_figure", lambda *_: None)
+        return out, argv, visited(argv, "--visit", *ALL)
 
 def flat(path, encoder):
     """The whole parameters {name: tensor} of a saved file, in float64, without the kit's own loading."""
@@ -88,15 +96,14 @@ def test_the_corners_lie_where_they_are_and_one_that_is_no_other_model_is_no_obs
 
 # ---- what -------------------------------------------------------------------------------------------------
 
-def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
-    argv = line("--lines-only", "--epochs", "2", "--seeds", "1", "2")
-    found, folder = visited(argv, "--visit", *ALL), tmp_path / "out/models/pos/encoder"
-    encoder = transformers.AutoModel.from_pretrained(argv[1], add_pooling_layer=False)
+def test_visitors_lie_where_an_independent_script_puts_them(everything, encoder):
+    out, _, found = everything
+    folder, encoder = out / "models/pos/encoder", transformers.AutoModel.from_pretrained(
+        encoder, add_pooling_layer=False)
     steps = [each["step"] for each in lines(folder / "en/seed1/train.jsonl")]
-    models = {f"step {step}": flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder)
-              for step in steps}
-    mean = {name: sum(model[name] for model in models.values()) / len(steps) for name in models["step 2"]}
-    of_3 = {name: sum(models[f"step {step}"][name] for step in steps[-3:]) / 3 for name in mean}
+    way = [flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder) for step in steps]
+    mean, of_3 = ({name: sum(model[name] for model in models) / len(models) for name in way[0]}
+                  for models in (way, way[-3:]))
     seeds = [flat(folder / f"en/seed{seed}/model.safetensors", encoder) for seed in (1, 2)]
     runs = {name: p if "head" in name else (p + seeds[1][name]) / 2 for name, p in seeds[0].items()}
     torch.manual_seed(1)
@@ -106,28 +113,26 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
     both, src, tgt = (vector(flat(folder / lang / "seed1/model.safetensors", encoder))
                       for lang in ("de-en", "en", "de"))
     wanted = {"start": [start], "average": [mean], "average-3": [of_3], "average-seeds": [runs],
-              "way": list(models.values()), "last": [models[f"step {steps[-1]}"]]}
+              "way": way, "last": way[-1:]}
     wanted |= {name: [flat(folder / f"en/seed1.{name}.de/model.safetensors", encoder)]
                for name in ("few-3", "few-12", "few-3-then", "silver")}
-    assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 8
+    assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 4
     for name, models in wanted.items():
         header, points = found[name]
         assert header["points"] == len(points) == len(models) and header["visitor"] == name
         for point, model in zip(points, models):
             here, directions = vector(model) - both, np.stack([src - both, tgt - both], 1)
-            (a1, a2), *_ = np.linalg.lstsq(directions, here, rcond=None)
-            off = np.linalg.norm(here - directions @ (a1, a2))
-            way = np.linalg.norm(vector(model) - vector(start))
-            assert (point["a1"], point["a2"]) == pytest.approx((a1, a2), abs=1e-5), name
-            assert (point["distance"], point["from_start"]) == pytest.approx((off, way), abs=1e-5), name
-    way = found["way"][1]
-    assert [point["step"] for point in way] == steps and found["last"][1] == way[-1:]
+            at = np.linalg.lstsq(directions, here, rcond=None)[0]
+            lengths = (np.linalg.norm(x) for x in (here - directions @ at, vector(model) - vector(start)))
+            placed = [point[key] for key in ("a1", "a2", "distance", "from_start")]
+            assert placed == pytest.approx([*at, *lengths], abs=1e-5), name
+    points = found["way"][1]
+    assert [point["step"] for point in points] == steps and found["last"][1] == points[-1:]
 
-def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tmp_path):
-    argv = line("--lines-only", "--epochs", "2")
-    found = visited(argv, "--visit", *ALL)
+def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(everything):
+    out, argv, found = everything
     run = r.Run(r.parse_arguments(argv))
-    pair, out = pair_of(run), tmp_path / "out"
+    pair = pair_of(run)
     log, way = lines(out / "models/pos/encoder/en/seed1/train.jsonl"), found["way"][1]
     assert [point["src"] for point in way] == [scored["score"]["en"] for scored in log]
     best = max(log, key=lambda scored: scored["mean"])["step"]
@@ -230,25 +235,32 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
 
 @pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):
-    flags = (*kit.flags, "--visit", *ALL)
-    whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0
+    settings, rng, killed = dict(flags=(*kit.flags, "--visit", *ALL), epochs=1), random.Random(trained), 0
     if trained:   # without checkpoints, for which the model is trained once more
-        assert kit.start(out).wait() == 0 and not list(out.rglob("checkpoints"))
-    while (run := kit.start(out, flags=flags, moment=rng.randint(20, 400))).wait():
+        assert kit.start(out, epochs=1).wait() == 0 and not list(out.rglob("checkpoints"))
+    while (run := kit.start(out, **settings, moment=rng.randint(100, 700))).wait():
         killed += run.code == KILLED
         assert killed < 60
     assert killed >= 3
-    same(out, whole)
+    print("KILLED", killed)
+    same(out, kit.undisturbed(**settings))
+
+def rank(number, port, argv):
+    """One of two processes of a run."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    change()
+    sys.exit(r.answer(r.parse_arguments(argv)))
 
 def test_two_processes_place_what_one_does(kit, out):
-    flags = (*kit.flags, "--visit", *ALL)
-    port = random.Random(str(out)).randint(20000, 60000)
-    argv = [sys.executable, str(r.Path(r.__file__)), *kit.argv(out, flags=flags)]
-    ranks = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=os.environ | {
-        "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-        for rank in (0, 1)]
-    assert [rank.wait() for rank in ranks] == [0, 0]
-    same(out, kit.undisturbed(flags=flags), drawn=True)
+    settings = dict(flags=(*kit.flags, "--visit", *ALL), epochs=1)
+    port = str(random.Random(str(out)).randint(20000, 60000))
+    ranks = [FORK.Process(target=rank, args=(number, port, kit.argv(out, **settings))) for number in "01"]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join()
+    assert [each.exitcode for each in ranks] == [0, 0]
+    same(out, kit.undisturbed(**settings))
 
 def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tmp_path, capsys):
     argv = line("--lines-only")
