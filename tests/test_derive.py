@@ -54,7 +54,13 @@ TWO = [([CLS, A, BB, CC, B, UNK, SEP], [1, 4, 5], [(1,), (2,), (3,)], True),   #
        ([CLS, B, UNK, C, AA, SEP], [3], [(4,)], False)]
 
 def test_tags_of_two_windows_follow_the_first_subword_of_their_word(tokenizer):
-    first, second = derived(TWO, ("inversion",), tokenizer, data.UPOS, rows=V)
+    encoded = data.Encoded(PAD)
+    for window in TWO:
+        encoded.add(*window)
+    encoded.lost, encoded.counts["in_file"] = 3, 17
+    found = derive.derive(encoded, ("inversion",), tokenizer, V, data.UPOS)
+    assert found.lost == 3 and found.counts == encoded.counts   # which carry over
+    first, second = windows(found)
     assert first == ([CLS, UNK, B, CC, BB, A, SEP], [1, 2, 5], [(3,), (2,), (1,)], True, ALONE)
     assert second == ([CLS, AA, C, UNK, B, SEP], [2], [(4,)], False, ALONE)
 
@@ -105,13 +111,6 @@ def test_heads_of_a_tree_are_renumbered(tokenizer):
     found, = derived([window], ("inversion",), tokenizer, data.RELATIONS)
     assert found[:2] == ([CLS, A, C, B, BB, A, SEP], [0, 1, 2, 3, 5])
     assert found[2] == [(-1, -1, 0), (-1, 5, 1), (3, 9, 0), (0, 8, 1), (3, 7, 1)]
-
-def test_counts_and_lost_words_carry_over(tokenizer):
-    encoded = data.Encoded(PAD)
-    encoded.add(*TWO[0])
-    encoded.lost, encoded.counts["in_file"] = 3, 17
-    found = derive.derive(encoded, ("inversion",), tokenizer, V, data.UPOS)
-    assert found.lost == 3 and found.counts == encoded.counts
 
 # ---- syntax -----------------------------------------------------------------------------------------------
 

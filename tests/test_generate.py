@@ -113,19 +113,21 @@ def corners(pretrained):
 def test_a_point_of_the_plane_equals_the_loaded_model_and_ties_stay_tied(pretrained, part):
     both, src, tgt = corners(pretrained)
     model, batch, seen = generate.Generator(pretrained), everything(encoded(pretrained)), []
-    own = [(p, p.data_ptr(), p.sum()) for p in model.parameters()]
+    own = [(p, p.data_ptr(), p.sum()) for p in (*model.parameters(), *model.buffers())]
     plane = Plane(model, (both, src, tgt), part)
-    for a1, a2 in ((0, 0), (1, 0), (.3, -.2), (.5, .7)):
+    for a1, a2 in ((0, 0), (1, 0), (0, 1), (.3, -.2), (1.5, .7)):
         plane.move(a1, a2)
         seen.append(plane(batch))
         moved = {name: (1 - a1 - a2) * both[name] + a1 * src[name] + a2 * tgt[name]
                  if part in ("all", name.split(".")[0]) else both[name] for name in both}
+        rounding = 0 if (a1, a2) in ((0, 0), (1, 0), (0, 1)) else 1e-5   # a corner is that model
+        assert all(torch.allclose(plane.views[name], moved[name], rtol=0, atol=rounding) for name in both)
         loaded = generate.Generator(pretrained).eval()
         missing, unexpected = loaded.load_state_dict(moved, strict=False)
         assert not unexpected and not {name for name, _ in loaded.named_parameters()} & set(missing)
         assert torch.equal(seen[-1], loaded(batch))
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
-    assert [(p, p.data_ptr(), p.sum()) for p in model.parameters()] == own   # the module itself is as it was
+    assert [(p, p.data_ptr(), p.sum()) for p in (*model.parameters(), *model.buffers())] == own   # as before
     separate = isinstance(pretrained.model, transformers.MT5ForConditionalGeneration)
     assert ("decoder.lm_head.weight" in both) == separate and not any("embed_tokens" in name for name in both)
     assert {name.split(".")[0] for name in both} == {"shared", "encoder", "decoder"}

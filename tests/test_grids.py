@@ -1,6 +1,5 @@
 """grids.py on made-up grids: numbers by hand, bands, slopes, broken files and torn lines."""
 
-
 import re
 
 import numpy as np

@@ -5,31 +5,25 @@ from itertools import permutations
 from pathlib import Path
 from subprocess import check_output
 
+import made_up
 import numpy as np
 import pytest
 
 import derive
 import plot
-from grids import check
-from results import FORMAT
 
-LINE = [round(.1 * i - .5, 1) for i in range(21)]
 INV, PER, SYN, T = "en.inversion", "en.permutation", "en.syntax-hi", "en.transliteration"
 TI, SHIFTED = T + ".inversion", (T, T + ".inversion", T + ".permutation", SYN + T[2:], T + ".x")
 
 def grid(tgt, BZ, BS, p1=None, task="pos", seed=1, src="en", encoder=None, original=False, keep=None):
-    """80 points at the bilingual model, planes down to BZ and BS; p1: of all rows, or in the loss and out."""
+    """Score 80 at the bilingual model, planes down to BZ and BS; p1: of all rows, or in the loss and out."""
     parts = {} if p1 is None else {"all": p1} if isinstance(p1, int) else dict(zip(("in", "out"), p1))
     known = {"align": 5. * (len(parts) == 2), "pretraining": "scratch-original" if original else "scratch",
              "alignment": {rows: [x + 1, x - 1] for rows, x in parts.items()} or None}
-    points = dict.fromkeys(point for a in LINE for point in ((round(1 - a, 3), 0.), (0., round(1 - a, 3))))
-    rows = [{"a1": a1, "a2": a2, "src": {"accuracy": 76 if a1 == .5 else 80}, "tgt": {"accuracy": float(
-        np.clip(80 + (BZ - 80) * a1 + (BS - 80) * a2, 0, 100))}} for a1, a2 in points]
-    return check(Path("made-up"), [{
-        "format": FORMAT, "task": task, "metrics": ["accuracy"], "src": src, "tgt": tgt, "seed": seed,
-        "encoder": encoder or f"{tgt}{p1}{original}", "part": "all", "line": LINE, "plane": LINE,
-        "settings": {}, "scored_in": "fp32", "majority": {src: 0., tgt: 0.}, "norm_ratio": 1.,
-        "angle": 50. + seed, **({} if encoder else known)}, *rows[:keep]])
+    fields = dict(task=task, src=src, tgt=tgt, seed=seed, encoder=encoder or f"{tgt}{p1}{original}",
+                  majority={src: 0., tgt: 0.}, angle=50. + seed, **({} if encoder else known))
+    return made_up.grid(lambda a1, a2, _: (76 if a1 == .5 else 80, 80 + (BZ - 80) * a1 + (BS - 80) * a2),
+                        keep=keep, **fields)
 
 def minus(*losses, task="pos"):
     return [grid(tgt, 90 - loss, 90, *p1, task=task) for tgt, loss, *p1 in losses]

@@ -4,16 +4,14 @@ import itertools
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import KIT, contents
 from made_up import both, grid, like, paper, seeds, write
 
 import plot
 from grids import BOTH, SRC, TGT, sound, table
-
-ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_lost_share_of_a_plane_by_hand():
     # 80 - 60 a1 keeps .95 of 80 up to a1 = 0: 6 of the 21 columns; 80 - 26 a1 up to 0.1: 7 of them
@@ -181,12 +179,11 @@ def test_figures_are_png_and_pdf_and_the_same_bytes_every_time(tmp_path):
     chosen = [figure for figure in plot.figures_of(grids) if figure[0] in kinds]
     for folder, (name, _, make) in itertools.product("ab", chosen):
         plot.draw_figure(name, make, tmp_path / folder)
-    names = sorted(path.name for path in (tmp_path / "a/figures").iterdir())
-    assert len(names) == 8 and names == sorted(path.name for path in (tmp_path / "b/figures").iterdir())
-    for name in names:
-        first = (tmp_path / "a/figures" / name).read_bytes()
-        assert first.startswith(b"\x89PNG" if name.endswith("png") else b"%PDF")
-        assert first == (tmp_path / "b/figures" / name).read_bytes(), name
+    first, again = (contents(tmp_path / folder) for folder in "ab")
+    assert len(first) == 8 and first.keys() == again.keys()
+    for name, content in first.items():
+        assert content.startswith(b"\x89PNG" if name.endswith("png") else b"%PDF")
+        assert content == again[name], name
 
 def test_report_shows_everything_and_its_links_exist(tmp_path):
     bad = grid(seed=3, metrics=["LAS", "UAS"])
@@ -225,7 +222,7 @@ def test_the_text_for_the_terminal_is_narrow_with_a_block_for_each_encoder(tmp_p
     assert any(line.endswith("; 1 of 1 cases") for line in said)
 
 def run(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=KIT, capture_output=True, text=True)
 
 def test_command_line_joins_folders_and_says_what_is_wrong_in_a_sentence(tmp_path):
     write(tmp_path / "a")

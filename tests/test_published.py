@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from conftest import KIT
 
@@ -66,7 +65,3 @@ def test_the_command_ends_in_a_sentence(tmp_path, monkeypatch, capsys):
             published.main()
         said = capsys.readouterr()
         assert said.err.startswith("published.py: ") and str(path) in said.err and not said.out
-
-def test_a_variance_has_the_divisor_n_less_one():
-    source, targets = published.variances({"en": np.array([1., 2.]), "de": np.array([1., 3.])})
-    assert (source, targets.tolist()) == (0.5, [2.0])

@@ -5,6 +5,7 @@ import copy
 import graphlib
 import json
 import shutil
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -23,14 +24,16 @@ import tasks
 import train
 
 TASKS = ["xnli", "ner", "pos", "parsing"]
-SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+
+def arguments(encoder, corpus, out, *more):
+    """The arguments of a tiny run; of a flag given twice the last one counts."""
+    where = f"--encoder {encoder} --data {corpus} --out {out} --device cpu"
+    what = "--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2"
+    return [*where.split(), *what.split(), *more]
 
 @pytest.fixture
 def line(encoder, corpus, tmp_path):
-    """line(*more): the arguments of a tiny run; of a flag given twice the last one counts."""
-    where = f"--encoder {encoder} --data {corpus} --out {tmp_path}/out --device cpu"
-    what = "--task pos --src en --tgt de --seeds 1 --epochs 1 --batch-size 8 --lr 1e-2"
-    return lambda *more: [*where.split(), *what.split(), *more]
+    return partial(arguments, encoder, corpus, tmp_path / "out")
 
 @pytest.fixture
 def make(line):
@@ -98,18 +101,13 @@ def test_a_gpu_trains_in_what_it_computes_itself(monkeypatch, capability, precis
     assert r.usual_precision(torch.device("cuda")) == precision
     assert r.usual_precision(torch.device("cpu")) == "fp32"
 
-def test_all_models_of_a_seed_start_alike_head_included_and_share_nothing(make):
+def test_all_models_of_a_seed_start_alike_head_included(make):
     run = make()
     one, other = (run.model(unit) for unit in pair_of(run).models()[:2])
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
     seed2 = run.model(pair_of(run)._replace(seed=2))
     assert torch.equal(*(next(model.encoder.parameters()) for model in (one, seed2)))
     assert not torch.equal(seed2.head.out.weight, one.head.out.weight)
-    before = run.scorer.score(one.eval(), pair_of(run), "en")
-    with torch.no_grad():
-        for p in other.parameters():
-            p.add_(1.0)
-    assert run.scorer.score(one.eval(), pair_of(run), "en") == before
 
 def test_a_training_is_plain_pytorch(make):
     """A second loop, written as in any tutorial, ends with the same parameters."""
@@ -138,10 +136,10 @@ def test_a_training_is_plain_pytorch(make):
 
 WORDS = "encoder.embeddings.word_embeddings"
 
-@pytest.mark.parametrize("task", ["pos", "parsing", "xnli"])
-@pytest.mark.parametrize("kind, settings", [
-    ("Bert", dict(pad_token_id=4)), ("XLMRoberta", dict(pad_token_id=0, max_position_embeddings=129)),
-    ("Albert", dict(embedding_size=16, inner_group_num=2))])
+@pytest.mark.parametrize("kind, settings, task", [
+    ("Bert", dict(pad_token_id=4), "parsing"),
+    ("XLMRoberta", dict(pad_token_id=0, max_position_embeddings=129), "xnli"),
+    ("Albert", dict(embedding_size=16, inner_group_num=2), "pos")])
 def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
         make, tmp_path, monkeypatch, kind, settings, task):
     """As with the whole embedding to the last digit: two paddings as in e5, positions as in XLM-R, ties."""
@@ -153,9 +151,10 @@ def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
         header, points = whole(run)
         units = pair_of(run).models()
         logs = [lines(unit.path(run.args.out).with_name("train.jsonl")) for unit in units]
-        found.append((header, points, logs, [run.trained(unit) for unit in units], run.plane(pair_of(run))))
-    (header, points, logs, saved, plane), (wanted, points_too, logs_too, saved_too, plane_too) = found
-    assert points == points_too and logs == logs_too
+        saved = [run.trained(unit) for unit in units]
+        found.append(((points, logs), header, saved, run.plane(pair_of(run)).corners.shape[1]))
+    (same, header, saved, size), (same_too, wanted, saved_too, whole_size) = found
+    assert same == same_too and size < whole_size
     for rows, parameters in zip(saved, saved_too):
         weight = run.corpora.encoder(task, str(encoder)).model.get_input_embeddings().weight.detach().clone()
         ids = rows.pop(f"{WORDS}.ids")
@@ -164,7 +163,6 @@ def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
         assert rows.keys() == parameters.keys()
         rows[f"{WORDS}.weight"] = weight
         assert all(torch.equal(p, parameters[name]) for name, p in rows.items())
-    assert plane.corners.shape[1] < plane_too.corners.shape[1]
     for name in ("norm_src", "norm_tgt", "norm_ratio", "angle"):
         assert header[name] == pytest.approx(wanted[name], rel=1e-13)
 
@@ -236,40 +234,6 @@ def test_the_grid_has_465_distinct_points_and_the_lines_are_its_axes():
     for a in grids.LINE:
         assert (round(1 - a, 3), 0) in on_lines and (0, round(1 - a, 3)) in on_lines
 
-class Called(torch.nn.Module):
-    """An architecture as something to call, with parameters, a buffer and ties."""
-
-    def __init__(self, kind, settings):
-        super().__init__()
-        config = getattr(transformers, f"{kind.partition('For')[0]}Config")(vocab_size=30, **settings)
-        self.model = getattr(transformers, kind)(config)
-        self.register_buffer("offset", torch.tensor(7.0))
-
-    def forward(self, ids):
-        more = {"decoder_input_ids": ids} if self.model.config.is_encoder_decoder else {}
-        return self.model(input_ids=ids, **more).logits + self.offset
-
-@pytest.mark.parametrize("kind, settings", [
-    ("BertForMaskedLM", SMALL), ("XLMRobertaForMaskedLM", SMALL),
-    ("T5ForConditionalGeneration", dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))])
-def test_a_point_is_the_model_that_loads_the_interpolated_parameters(kind, settings):
-    torch.manual_seed(0)
-    model, other = (Called(kind, settings).eval() for _ in range(2))
-    ids = torch.randint(2, 30, (3, 7))
-    both, src, tgt = ({name: p.detach() + 0.1 * torch.randn_like(p) for name, p in model.named_parameters()}
-                      for _ in range(3))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    plane = heads.Plane(model, (both, src, tgt))
-    assert len(model.state_dict()) > len(both)        # a buffer and a tied parameter
-    for a1, a2 in ((0, 0), (1, 0), (0, 1), (0.3, -0.5), (1.5, 0.7)):
-        plane.move(a1, a2)
-        wanted = {name: p + a1 * (src[name] - p) + a2 * (tgt[name] - p) for name, p in both.items()}
-        other.load_state_dict(wanted, strict=False)
-        assert torch.allclose(plane(ids), other(ids), atol=1e-4)
-        corner = {(0, 0): both, (1, 0): src, (0, 1): tgt}.get((a1, a2))
-        assert corner is None or all(torch.equal(plane.views[name], corner[name]) for name in both)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
 def test_norms_and_angle_by_hand(make):
     run = make()
     model = run.model(pair_of(run))
@@ -315,27 +279,20 @@ def test_grid_scores_at_the_corners_are_the_models_own_whatever_the_batches(make
     for run.scorer.subwords in (1, 60, 5000):
         assert run.scorer.score(model, pair, "en") == score
 
-def test_parts_leave_the_other_parameters_at_the_bilingual_model(make):
-    _, everything = whole(make())
-    for part in ("encoder", "head"):
-        run = make("--part", part)
-        header, points = whole(run)
-        pair = pair_of(run)
-        plane, pretrained = run.plane(pair), run.corpora.encoder("pos", pair.encoder).model
-        both, src, _ = (heads.spread(plane.model, run.trained(unit), pretrained) for unit in pair.models())
-        plane.move(1.0, 0.0)
-        for name in both:
-            assert torch.equal(plane.views[name], (src if name.startswith(part) else both)[name])
-        assert header["part"] == part and points[0, 0] == everything[0, 0] and points != everything
-
 @pytest.mark.parametrize("part", ["encoder", "head"])
-def test_states_that_are_kept_are_those_that_a_loaded_model_has(make, part):
+def test_a_part_moves_alone_and_states_that_are_kept_are_those_that_a_loaded_model_has(make, part):
     """The encoder's states are computed once where the head alone moves, and anew where the encoder does."""
-    run, seen = make("--part", part), []
-    for unit in pair_of(run).models():
-        r.finetune(run, unit)
-    plane, loaded = run.plane(pair_of(run)), run.plane(pair_of(run)).model.eval()
-    dev = [run.corpora.examples("pos", run.args.encoder[0], lang, "dev") for lang in ("en", "de")]
+    header, points = whole(run := make("--part", part))
+    _, everything = whole(make())
+    assert header["part"] == part and points[0, 0] == everything[0, 0] and points != everything
+    pair, seen = pair_of(run), []
+    plane, loaded = run.plane(pair), run.plane(pair).model.eval()
+    pretrained = run.corpora.encoder("pos", pair.encoder).model
+    both, src, _ = (heads.spread(plane.model, run.trained(unit), pretrained) for unit in pair.models())
+    plane.move(1.0, 0.0)
+    for name in both:
+        assert torch.equal(plane.views[name], (src if name.startswith(part) else both)[name])
+    dev = [run.corpora.examples("pos", pair.encoder, lang, "dev") for lang in ("en", "de")]
     plane.model.encoder.register_forward_pre_hook(lambda *_: seen.append(1))
     for a1, a2 in ((0.0, 0.0), (1.0, 0.0), (-3.0, 4.0)):
         plane.move(a1, a2)

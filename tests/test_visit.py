@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -15,9 +14,10 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import write_encoder
-from test_reproduce import line, lines, make, pair_of  # noqa: F401
+from made_up import seeds
+from test_reproduce import arguments, line, lines, make, pair_of  # noqa: F401
 from test_titles import line as titles  # noqa: F401
-from test_trust import KILLED, kit, out, same  # noqa: F401
+from test_trust import FORK, KILLED, change, kit, out, same  # noqa: F401
 
 import data
 import export
@@ -34,13 +34,22 @@ WORDS = "encoder.embeddings.word_embeddings"
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch, request):
     if "figures" not in request.node.name:
-        monkeypatch.setattr(r.plot, "draw_figure", lambda *_: None)
+        monkeypatch.setattr(plot, "draw_figure", lambda *_: None)
 
 def visited(argv, *more):
     """Run a command with --visit; returns {visitor: (header, points)} of seed 1."""
     assert r.answer(r.parse_arguments([*argv, *more])) == 0
-    folder = next(path for path in r.Path(argv[argv.index("--out") + 1]).rglob("seed1.visits"))
+    folder = next(r.Path(argv[argv.index("--out") + 1]).rglob("seed1.visits"))
     return {path.stem: (header, points) for path in folder.iterdir() for header, *points in [lines(path)]}
+
+@pytest.fixture(scope="module")
+def everything(encoder, corpus, tmp_path_factory):
+    """A run with all visitors: its folder, its arguments, and what visited() returns."""
+    out = tmp_path_factory.mktemp("everything")
+    argv = arguments(encoder, corpus, out, "--lines-only", "--seeds", "1", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "draw_figure", lambda *_: None)
+        return out, argv, visited(argv, "--visit", *ALL)
 
 def flat(path, encoder):
     """The whole parameters {name: tensor} of a saved file, in float64, without the kit's own loading."""
@@ -88,17 +97,16 @@ def test_the_corners_lie_where_they_are_and_one_that_is_no_other_model_is_no_obs
 
 # ---- what -------------------------------------------------------------------------------------------------
 
-def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
-    argv = line("--lines-only", "--epochs", "2", "--seeds", "1", "2")
-    found, folder = visited(argv, "--visit", *ALL), tmp_path / "out/models/pos/encoder"
-    encoder = transformers.AutoModel.from_pretrained(argv[1], add_pooling_layer=False)
+def test_visitors_lie_where_an_independent_script_puts_them(everything, encoder):
+    out, _, found = everything
+    folder, encoder = out / "models/pos/encoder", transformers.AutoModel.from_pretrained(
+        encoder, add_pooling_layer=False)
     steps = [each["step"] for each in lines(folder / "en/seed1/train.jsonl")]
-    models = {f"step {step}": flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder)
-              for step in steps}
-    mean = {name: sum(model[name] for model in models.values()) / len(steps) for name in models["step 2"]}
-    of_3 = {name: sum(models[f"step {step}"][name] for step in steps[-3:]) / 3 for name in mean}
-    seeds = [flat(folder / f"en/seed{seed}/model.safetensors", encoder) for seed in (1, 2)]
-    runs = {name: p if "head" in name else (p + seeds[1][name]) / 2 for name, p in seeds[0].items()}
+    way = [flat(folder / f"en/seed1/checkpoints/step{step}.safetensors", encoder) for step in steps]
+    mean, of_3 = ({name: sum(model[name] for model in models) / len(models) for name in way[0]}
+                  for models in (way, way[-3:]))
+    one, two = (flat(folder / f"en/seed{seed}/model.safetensors", encoder) for seed in (1, 2))
+    runs = {name: p if "head" in name else (p + two[name]) / 2 for name, p in one.items()}
     torch.manual_seed(1)
     head = torch.nn.Linear(16, len(data.UPOS))
     start = {f"encoder.{name}": p.double() for name, p in encoder.named_parameters()} | {
@@ -106,28 +114,26 @@ def test_visitors_lie_where_an_independent_script_puts_them(line, tmp_path):
     both, src, tgt = (vector(flat(folder / lang / "seed1/model.safetensors", encoder))
                       for lang in ("de-en", "en", "de"))
     wanted = {"start": [start], "average": [mean], "average-3": [of_3], "average-seeds": [runs],
-              "way": list(models.values()), "last": [models[f"step {steps[-1]}"]]}
+              "way": way, "last": way[-1:]}
     wanted |= {name: [flat(folder / f"en/seed1.{name}.de/model.safetensors", encoder)]
                for name in ("few-3", "few-12", "few-3-then", "silver")}
-    assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 8
+    assert found.keys() == wanted.keys() == {*ALL} and len(steps) == 4
     for name, models in wanted.items():
         header, points = found[name]
         assert header["points"] == len(points) == len(models) and header["visitor"] == name
         for point, model in zip(points, models):
             here, directions = vector(model) - both, np.stack([src - both, tgt - both], 1)
-            (a1, a2), *_ = np.linalg.lstsq(directions, here, rcond=None)
-            off = np.linalg.norm(here - directions @ (a1, a2))
-            way = np.linalg.norm(vector(model) - vector(start))
-            assert (point["a1"], point["a2"]) == pytest.approx((a1, a2), abs=1e-5), name
-            assert (point["distance"], point["from_start"]) == pytest.approx((off, way), abs=1e-5), name
-    way = found["way"][1]
-    assert [point["step"] for point in way] == steps and found["last"][1] == way[-1:]
+            at = np.linalg.lstsq(directions, here, rcond=None)[0]
+            lengths = (np.linalg.norm(x) for x in (here - directions @ at, vector(model) - vector(start)))
+            placed = [point[key] for key in ("a1", "a2", "distance", "from_start")]
+            assert placed == pytest.approx([*at, *lengths], abs=1e-5), name
+    points = found["way"][1]
+    assert [point["step"] for point in points] == steps and found["last"][1] == points[-1:]
 
-def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(line, tmp_path):
-    argv = line("--lines-only", "--epochs", "2")
-    found = visited(argv, "--visit", *ALL)
+def test_scores_are_those_of_the_loaded_models_and_of_the_planes_points(everything):
+    out, argv, found = everything
     run = r.Run(r.parse_arguments(argv))
-    pair, out = pair_of(run), tmp_path / "out"
+    pair = pair_of(run)
     log, way = lines(out / "models/pos/encoder/en/seed1/train.jsonl"), found["way"][1]
     assert [point["src"] for point in way] == [scored["score"]["en"] for scored in log]
     best = max(log, key=lambda scored: scored["mean"])["step"]
@@ -219,8 +225,7 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
     assert "gives 40 sentences, fewer than 41" in (report := (tmp_path / "out/report.md").read_text())
     assert "en-de seed 1, few-41: it needs" in report
     folder = next((tmp_path / "out/grids").rglob("seed1.visits"))
-    there = ["average-5.failed", "few-41.failed", "start.jsonl"]
-    assert sorted(path.name for path in folder.iterdir()) == there
+    assert {path.name for path in folder.iterdir()} == {"average-5.failed", "few-41.failed", "start.jsonl"}
     assert "average-5: the source-only model has 4 checkpoints, fewer than 5" in report
     capsys.readouterr()
     assert r.answer(r.parse_arguments([*argv, "--dry-run"])) == 0
@@ -230,25 +235,31 @@ def test_a_visit_that_fails_is_named_and_the_rest_goes_on(line, tmp_path, capsys
 
 @pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_visits_killed_again_and_again_end_like_those_that_nothing_disturbs(kit, out, trained):
-    flags = (*kit.flags, "--visit", *ALL)
-    whole, rng, killed = kit.undisturbed(flags=flags), random.Random(trained), 0
+    settings, rng, killed = dict(flags=(*kit.flags, "--visit", *ALL), epochs=1), random.Random(trained), 0
     if trained:   # without checkpoints, for which the model is trained once more
-        assert kit.start(out).wait() == 0 and not list(out.rglob("checkpoints"))
-    while (run := kit.start(out, flags=flags, moment=rng.randint(20, 400))).wait():
+        assert kit.start(out, epochs=1).wait() == 0 and not list(out.rglob("checkpoints"))
+    while (run := kit.start(out, **settings, moment=rng.randint(50, 300))).wait():
         killed += run.code == KILLED
         assert killed < 60
     assert killed >= 3
-    same(out, whole)
+    same(out, kit.undisturbed(**settings))
+
+def rank(number, port, argv):
+    """One of two processes of a run."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    change()
+    sys.exit(r.answer(r.parse_arguments(argv)))
 
 def test_two_processes_place_what_one_does(kit, out):
-    flags = (*kit.flags, "--visit", *ALL)
-    port = random.Random(str(out)).randint(20000, 60000)
-    argv = [sys.executable, str(r.Path(r.__file__)), *kit.argv(out, flags=flags)]
-    ranks = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=os.environ | {
-        "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-        for rank in (0, 1)]
-    assert [rank.wait() for rank in ranks] == [0, 0]
-    same(out, kit.undisturbed(flags=flags), drawn=True)
+    settings = dict(flags=(*kit.flags, "--visit", *ALL), epochs=1)
+    port = str(random.Random(str(out)).randint(20000, 60000))
+    ranks = [FORK.Process(target=rank, args=(number, port, kit.argv(out, **settings))) for number in "01"]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join()
+    assert [each.exitcode for each in ranks] == [0, 0]
+    same(out, kit.undisturbed(**settings))
 
 def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tmp_path, capsys):
     argv = line("--lines-only")
@@ -269,12 +280,8 @@ def test_a_model_that_is_not_what_its_training_gives_now_keeps_its_file(line, tm
 
 def made_up(**visits):
     """Two grids of one case with visitors {name: [(a1, target's score, nearest point's)], one a seed}."""
-    header = {"task": "pos", "encoder": "e", "src": "en", "tgt": "de", "part": "all", "scored_in": "fp32",
-              "metrics": ["accuracy"], "line": [0.0, 1.0], "plane": [0.0, 1.0], "settings": {},
-              "norm_ratio": 1.0, "angle": 60.0, "majority": {"en": 1.0, "de": 1.0}, "norm_src": 2.0}
-    found = []
-    for seed in (0, 1):
-        grid = grids.Grid("made up", header | {"seed": seed})
+    found = seeds(0, 1, keep=0, encoder="e", line=[0.0, 1.0], plane=[0.0, 1.0], norm_src=2.0)
+    for seed, grid in enumerate(found):
         grid.points.update({grids.BOTH: (90.0, 88.0), grids.SRC: (91.0, 70.0), grids.TGT: (60.0, 90.0)})
         for name, points in visits.items():
             points = points[seed] if name == "way" else [points[seed]]
@@ -283,7 +290,6 @@ def made_up(**visits):
                  "src": {"accuracy": 90.0}, "tgt": {"accuracy": score},
                  "nearest": {"src": {"accuracy": 90.0}, "tgt": {"accuracy": near}}}
                 for step, (a1, score, near) in enumerate(points)]
-        found.append(grid)
     return found
 
 def test_the_oracle_is_the_best_dev_scoring_by_the_target_and_no_other(tmp_path):
@@ -340,12 +346,11 @@ def test_visits_of_other_models_and_damaged_ones_are_refused(line, tmp_path):
 
 # ---- export -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, task", [("Bert", "pos"), ("XLMRoberta", "ner"), ("DistilBert", "xnli")])
-def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tmp_path, kind, task):
-    small = dict(dim=16, n_layers=1, n_heads=2, hidden_dim=32) if kind == "DistilBert" else {}
-    name = write_encoder(tmp_path / "its", kind, **small | (
-        dict(pad_token_id=0, max_position_embeddings=129) if kind == "XLMRoberta" else {}))
-    run = make("--encoder", str(name), task=task)
+@pytest.mark.parametrize("kind, task, settings", [
+    ("Bert", "pos", {}), ("XLMRoberta", "ner", dict(pad_token_id=0, max_position_embeddings=129)),
+    ("DistilBert", "xnli", dict(dim=16, n_layers=1, n_heads=2, hidden_dim=32))])
+def test_plain_transformers_gives_the_labels_of_an_exported_model(make, tmp_path, kind, task, settings):
+    run = make("--encoder", str(write_encoder(tmp_path / "its", kind, **settings)), task=task)
     unit, folder = pair_of(run).models()[1], tmp_path / "elsewhere"
     r.finetune(run, unit)
     about, tensors = results.load_tensors(unit.path(run.args.out))
@@ -354,24 +359,18 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, line, tm
     middle = run.finetuned(unit, [dev]).read(batch)[batch.real].mean(0)
     tensors |= {"head.out.weight": head, "head.out.bias": -head @ middle}   # not one label for all
     results.save_tensors(unit.path(run.args.out), tensors, about | {"digest": results.digest(tensors)})
-    asked = [str(unit.path(run.args.out)), str(folder)]
-    said = export.export(asked, str(name), r.TASKS)
+    said = export.export([str(unit.path(run.args.out)), str(folder)], unit.encoder, r.TASKS)
     assert f"a {kind}ForTokenClassification" in said
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
     wanted = run.scorer.predictions(run.finetuned(unit, [dev]), dev)[:, 0].tolist()
-    read, path = r.TASKS[task].reader, run.corpora.source(task, "de", "dev").path
-    found = []
-    for words, _ in read(path, "de"):
-        split = task != "xnli"
-        texts = {"text": list(words), "is_split_into_words": True} if split else {
-            "text": words[0], "text_pair": words[1]}
-        encoded = tokenizer(**texts, return_tensors="pt")
-        with torch.no_grad():
-            labels = model(**encoded).logits[0].argmax(-1).tolist()
+    found, split = [], task != "xnli"
+    for words, _ in r.TASKS[task].reader(run.corpora.source(task, "de", "dev").path, "de"):
+        texts = [list(words)] if split else words
+        encoded = tokenizer(*texts, is_split_into_words=split, return_tensors="pt")
+        labels = model(**encoded).logits[0].argmax(-1).tolist()
         owners = encoded.word_ids()
-        first = [owners.index(i) for i in range(len(words))] if split else [0]
-        found += [labels[place] for place in first]
+        found += [labels[owners.index(i)] for i in range(len(words))] if split else labels[:1]
     assert found == wanted and len({*wanted}) > 1
     assert [model.config.id2label[i] for i in range(3)] == list(r.TASKS[task].labels[:3])
 
@@ -380,8 +379,7 @@ def test_an_exported_mean_is_the_mean_by_weights_and_a_parser_goes_without_its_h
     both, src, tgt = pair_of(run).models()
     for unit in (both, src, tgt):
         r.finetune(run, unit)
-    files = [str(unit.path(run.args.out)) for unit in (both, src)]
-    asked = [f"{files[0]}=0.75", f"{files[1]}=0.25", str(tmp_path / "point")]
+    asked = [f"{both.path(run.args.out)}=0.75", f"{src.path(run.args.out)}=0.25", str(tmp_path / "point")]
     assert "without its head" in export.export(asked, both.encoder, r.TASKS)
     plane = run.plane(pair_of(run))
     plane.move(.25, 0)
@@ -396,8 +394,7 @@ def test_titles_are_visited_and_exported_too(titles, tmp_path):
     found = visited(argv, "--visit", "start", "average", "few-3", "few-3-then")
     assert found["start"][1][0]["from_start"] == 0 < found["average"][1][0]["distance"]
     run = r.Run(r.parse_arguments(argv))
-    [pair] = r.plan(run.args)[1]
-    unit = pair.models()[0]
+    unit = r.plan(run.args)[1][0].models()[0]
     said = export.export([str(unit.path(run.args.out)), str(tmp_path / "elsewhere")], unit.encoder, r.TASKS)
     assert "a MBartForConditionalGeneration for transformers" in said
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "elsewhere").eval()
@@ -408,12 +405,11 @@ def test_titles_are_visited_and_exported_too(titles, tmp_path):
 
 def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
     run = make()
-    both, src, _ = pair_of(run).models()
-    r.finetune(run, src)
-    file, other = str(src.path(run.args.out)), write_encoder(tmp_path / "other", vocab_size=60)
-    for asked, said in (([file], "and a FOLDER"), ([file, f"{file}=-1", "x"], "sum to 0"),
-                        ([f"{file}=a", "x"], "expected FILE.safetensors")):
+    r.finetune(run, src := pair_of(run).models()[1])
+    file, own = str(src.path(run.args.out)), src.encoder
+    other = str(write_encoder(tmp_path / "other", vocab_size=60))
+    for asked, encoder, said in (
+            ([file], own, "and a FOLDER"), ([file, f"{file}=-1", "x"], own, "sum to 0"),
+            ([f"{file}=a", "x"], own, "expected FILE.safetensors"), ([file, "x"], other, "another encoder")):
         with pytest.raises(results.KitError, match=said):
-            export.export(asked, src.encoder, r.TASKS)
-    with pytest.raises(results.KitError, match="another encoder"):
-        export.export([file, "x"], str(other), r.TASKS)
+            export.export(asked, encoder, r.TASKS)
