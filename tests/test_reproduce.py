@@ -137,9 +137,11 @@ def test_a_training_is_plain_pytorch(make):
 WORDS = "encoder.embeddings.word_embeddings"
 
 @pytest.mark.parametrize("kind, settings, task", [
-    ("Bert", dict(pad_token_id=4), "parsing"),
-    ("XLMRoberta", dict(pad_token_id=0, max_position_embeddings=129), "xnli"),
-    ("Albert", dict(embedding_size=16, inner_group_num=2), "pos")])
+    pytest.param(kind, settings, task, marks=[] if task == quick else pytest.mark.slow)
+    for kind, settings, quick in (("Bert", dict(pad_token_id=4), "parsing"),
+                                  ("XLMRoberta", dict(pad_token_id=0, max_position_embeddings=129), "xnli"),
+                                  ("Albert", dict(embedding_size=16, inner_group_num=2), "pos"))
+    for task in ("pos", "parsing", "xnli")])
 def test_rows_that_no_sentence_reads_change_nothing_by_their_absence(
         make, tmp_path, monkeypatch, kind, settings, task):
     """As with the whole embedding to the last digit: two paddings as in e5, positions as in XLM-R, ties."""
