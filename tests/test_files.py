@@ -39,7 +39,7 @@ def sources(folder, names=TASKS):
     return [source(task, folder, *which) for task in names for which in product(("en", "de"), data.SPLITS)]
 
 def load(task, path, split, tokenizer):
-    return data.load(path, "en", split, TASKS[task].read, TASKS[task].encode, tokenizer)
+    return data.load(path, "en", split, TASKS[task].reader, TASKS[task].encode, tokenizer)
 
 def refused(words, call, *args):
     """The line that a call is refused with, which holds all of words."""
@@ -208,7 +208,7 @@ def test_corrupted_files_end_in_a_sentence_or_are_read_right(corpus, tokenizer, 
             refusals += 1
             continue
         want, counts = simple_reader(task, path.read_bytes(), "en"), encoded.counts
-        read = data.read_conllu(path) if task == "parsing" else TASKS[task].read(path, "en")
+        read = data.read_conllu(path) if task == "parsing" else TASKS[task].reader(path, "en")
         assert [(words, spelt(task, gold)) for words, gold in read] == want, seed
         words = len(want) if task == "xnli" else sum(len(words) for words, _ in want)
         roots = len(want) if task == "parsing" else 0

