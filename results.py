@@ -67,11 +67,15 @@ class Ranks:
         return self.wait(f"unit {unit}")
 
     def barrier(self):
-        """Wait until every process has come here."""
+        """Wait until every process has come here; rank 0, with which the store may end, goes on last."""
         self.shares += 1
         if self.ask("add", f"arrived {self.shares}", 1) == self.world:
             self.ask("set", f"open {self.shares}", "")
         self.wait(f"open {self.shares}")
+        left = self.ask("add", f"left {self.shares}", 1)
+        while not self.rank and left < self.world:
+            time.sleep(0.01)
+            left = self.ask("add", f"left {self.shares}", 0)
 
     def wait(self, key):
         """The value of a key once some process has set it; rank 0 prints what the others say meanwhile."""

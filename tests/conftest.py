@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ def torchrun(*args, flags=("--standalone", "--nproc-per-node", 2)):
     command = ["-m", "torch.distributed.run", *flags, KIT / "reproduce.py", *args]
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=KIT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+def free_port():
+    """A port of this machine that nothing listens on, as text."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 def windows(encoded):
     """The windows of an Encoded set that is on no device yet, in lists and ints."""

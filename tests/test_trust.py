@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from conftest import KIT, contents, torchrun
+from conftest import KIT, contents, free_port, torchrun
 from conftest import reproduce as command
 
 import demo
@@ -322,6 +322,25 @@ def test_two_runs_in_one_folder_never_write_one_file(kit, out, moments, tasks):
         assert kit.start(out, tasks=tasks).wait() == 0
     same(out, kit.undisturbed(tasks=tasks))
     assert 2 in codes or len(tasks) > 1
+
+def meet(rank, port):
+    os.environ.update(WORLD_SIZE="2", RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    ranks, sleep = results.Ranks(), time.sleep
+    if rank == "0":
+        sleep(1)    # the other one is there first, and looks again a second after this one has come
+    else:
+        results.time.sleep = lambda _: sleep(2)
+    ranks.barrier()
+
+@pytest.mark.usefixtures("kit")
+def test_the_process_that_holds_the_store_ends_after_the_others():
+    port = free_port()
+    both = [FORK.Process(target=meet, args=(rank, port)) for rank in "01"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
 
 def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_whole(kit, out):
     want = kit.undisturbed()

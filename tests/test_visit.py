@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import write_encoder
+from conftest import free_port, write_encoder
 from made_up import seeds
 from test_reproduce import arguments, line, lines, make, pair_of  # noqa: F401
 from test_titles import line as titles  # noqa: F401
@@ -252,7 +252,7 @@ def rank(number, port, argv):
 
 def test_two_processes_place_what_one_does(kit, out):
     settings = dict(flags=(*kit.flags, "--visit", *ALL), epochs=1)
-    port = str(random.Random(str(out)).randint(20000, 60000))
+    port = free_port()
     ranks = [FORK.Process(target=rank, args=(number, port, kit.argv(out, **settings))) for number in "01"]
     for each in ranks:
         each.start()
