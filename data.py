@@ -583,7 +583,7 @@ def spell(examples, tokenizer, encoded):
 
 def slide(starts, room):
     """Yield (left, first, last): a window shows `room` subwords from `left` on, reads words first to last-1.
-    starts (N+1,): as spell gives them. Only a word that is too long for a window is cut."""
+    starts (N+1,): as spell gives them. Only a word for which the context leaves too little room is cut."""
     first = 0
     while first < len(starts) - 1:
         left = max(0, starts[first] - CONTEXT)

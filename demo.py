@@ -295,7 +295,8 @@ def notes(run, models):
     known = set(in_a)
     new, scores = torch.tensor([[word not in known] for word in in_b], device=run.device), {}
     for unit in models:
-        if (unit.task, unit.visitor) == ("pos", "") and unit.langs != ("B",) and not run.ranks.outcome(unit):
+        plain = (unit.task, unit.visitor, unit.lr) == ("pos", "", None)
+        if plain and unit.langs != ("B",) and not run.ranks.outcome(unit):
             langs = " and ".join(unit.langs)
             name = f"{langs}, no pretraining" if unit.encoder.endswith("-random") else langs
             dev = run.corpora.examples("pos", unit.encoder, "B", "dev")

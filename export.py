@@ -25,8 +25,8 @@ def export(asked, encoder, tasks):
     """Write the folder that `asked`, [FILE or FILE=WEIGHT, ..., FOLDER], names, and return a sentence on it.
     encoder: its name where the files do not tell; tasks: reproduce.TASKS. Raises KitError."""
     *files, folder = asked
-    files = [re.fullmatch(r"(.*?\.safetensors)(?:=(-?[0-9.]+))?", file) for file in files]
-    if not all(files) or not files:
+    files = [re.fullmatch(r"(.*?\.safetensors)(?:=(-?[0-9]*\.?[0-9]+))?", file) for file in files]
+    if not all(files) or not files or folder.endswith(".safetensors") or Path(folder).is_file():
         raise KitError(f"--export {' '.join(asked)}: expected FILE.safetensors or FILE.safetensors=WEIGHT, "
                        "one or more, and a FOLDER.")
     files = [(Path(file[1]), float(file[2] or 1)) for file in files]

@@ -252,14 +252,14 @@ def r_squared(even):
     return 1 - (off ** 2).sum(0) / np.maximum((around ** 2).sum(0), 1e-12)
 
 def slopes(case):
-    """Slopes (models, sides) of a case's mean surface at the zero-shot and the bilingual model: lengths of
-    its gradients or, where there is no plane around the models, sizes along Eq. 1."""
+    """Slopes (models, sides) of a mean surface at the zero-shot and the bilingual model: lengths of gradients
+    over those runs of a case that have a plane around both; where none has, sizes along Eq. 1, over all."""
     steps = 0.1 * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
     around = np.round([*(SRC + steps), *(BOTH + steps)], 3).tolist()
     scores = normalise(case, [*map(tuple, around)])[0].reshape(-1, 2, 2, 2, 2)
-    gradients = mean(scores[:, :, 0] - scores[:, :, 1]) / 0.2  # (models, directions, sides)
-    plane = np.isfinite(gradients).all()
-    return np.linalg.norm(gradients if plane else gradients[:, :1], axis=1)
+    gradients = (scores[:, :, 0] - scores[:, :, 1]) / 0.2  # (runs, models, directions, sides)
+    planes = np.isfinite(gradients).all((1, 2, 3))
+    return np.linalg.norm(mean(gradients[planes] if planes.any() else gradients[:, :, :1]), axis=1)
 
 def judge(holds, each, measured):
     """{verdict, cases, measured} of a claim: whether all grids follow it (None: unknown), and each case."""

@@ -479,9 +479,9 @@ def published(grids):
             score = dict(zip(LANGUAGES, scores.split(), strict=True)).get(tgt, "-")
             if found and score != "-" and (src == "en" or model != "zero-shot"):
                 gap = np.mean(found) - float(score)
-                rows.append({"task": of[0].task_name, "encoder": encoder, "pair": of[0].pair, "model": model,
-                             "yours": f"{np.mean(found):.1f}", "published": score, "source": source,
-                             "hint": "far" if abs(gap) > FAR else ""})
+                rows.append({"task": such[0].task_name, "encoder": encoder, "pair": of[0].pair,
+                             "model": model, "yours": f"{np.mean(found):.1f}", "published": score,
+                             "source": source, "hint": "far" if abs(gap) > FAR else ""})
     return rows
 
 def remarks(grids):
@@ -497,7 +497,7 @@ def remarks(grids):
         said.append(f"Interpolated in part, used for footnote 2 alone: {parts} of {len(grids)} grids.")
     for key, of in group(sound(grids), "task_name", "encoder_name").items():
         settings = [{**grid.settings, "scored in": grid.scored_in} for grid in of]
-        for name in settings[0]:
+        for name in dict.fromkeys(name for each in settings for name in each):
             values = sorted({str(each.get(name)) for each in settings})
             if len(values) > 1:
                 said.append(f"Mixed settings: {' '.join(key)}, {name} {' and '.join(values)}.")
@@ -512,7 +512,8 @@ def report(grids, out, command, notes="", missing=()):
         if file.exists():  # by content: with one task and one pair, several figures are the same
             pictures.setdefault(file.read_bytes(), f"### {caption}\n\n![{caption}](figures/{name}.png)\n\n"
                                                    f"As [PDF](figures/{name}.pdf)")
-    planes = [any({(1.0, 0.1), (1.0, -0.1)} <= {*run.points} for run in case) for case in cases(sound(grids))]
+    planes = [any({(1.0, 0.1), (1.0, -0.1)} <= {*run.points} for run in case)
+              for case in cases(sound([grid for grid in grids if not grid.control]))]
     rules = [f"{claim}: {', '.join(rules)}" for claim, _, *rules in CLAIMS]
     failed, noted, ruled = ("\n".join(f"- {text}" for text in texts) for texts in (missing, said, rules))
     parts = ["# Report", f"Made by\n\n    {command}", failed and "## Missing", failed, "## Scores", HOW,

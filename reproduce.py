@@ -140,9 +140,9 @@ def complete(args):
         raise KitError("--encoder scratch needs --text FILE")
     if not made_here and (args.text or args.align or args.pretraining):
         raise KitError("--text, --align and --pretraining need --encoder scratch")
-    chosen = DEMOS[args.demo] if args.demo else PAPER if args.paper else {}
-    for name, value in (DEFAULTS | chosen).items():
+    for name, value in (DEFAULTS | (DEMOS[args.demo] if args.demo else PAPER if args.paper else {})).items():
         setattr(args, name, getattr(args, name) or value)
+    args.seeds, args.visit = [*dict.fromkeys(args.seeds)], [*dict.fromkeys(args.visit)]
     args.device = args.device or ("cpu" if args.demo else None)   # tiny models gain from cores, not from GPUs
     args.data = args.data or (f"{args.out}/data" if args.demo else "data")
     if args.demo == "generation":
@@ -281,7 +281,7 @@ def plan(args):
         Pair(task, encoder, src, tgt, seed, lr) for task in args.task for src, tgt in pairs_of(args)
         for encoder in encoders(args, task, src, tgt) for seed in args.seeds
         for lr in (None, *(args.lr or ())[1:])))
-    pairs.sort(key=lambda pair: (args.task.index(pair.task), pair.encoder))   # each is loaded once
+    pairs.sort(key=lambda pair: (args.task.index(pair.task), pair.encoder))   # to load few
     models = [model for pair in pairs for model in pair.models()]
     if args.demo == "languages" and "pos" in args.task:
         [control] = scratch(args, CONTROL, "pos", "A", "B")
@@ -562,7 +562,7 @@ def main(args):
                 [each._replace(visitor=""), *visit.made_of(args, each)])
     run.ranks.barrier()
     run.ranks.bar.close()
-    evaluated = [] if all(map(run.ranks.outcome, pairs)) else grids.load([args.out])
+    evaluated = grids.load([args.out]) if any(Path(args.out, "grids").rglob("seed*.jsonl")) else []
     for name, _, make in run.ranks.take(plot.figures_of(evaluated)):
         plot.draw_figure(name, make, args.out)
     run.ranks.barrier()

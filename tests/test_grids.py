@@ -49,6 +49,10 @@ def test_points_shape_and_slopes_by_hand():
     for lines, length, points in ((False, 20, 465), (True, 12, 65)):  # without a plane, along Eq. 1
         made = grid(lambda a1, a2, seed: (90, 60 - 12 * a1 - 16 * a2), lines)
         assert slopes([made])[:, 1] == pytest.approx([length / 60] * 2) and len(made.points) == points
+    steeper = grid(lambda a1, a2, seed: (90, 60 - 24 * a1), True, seed=2)   # beside a plane it adds nothing
+    for lines, length in ((False, 20), (True, 18)):
+        both = [grid(lambda a1, a2, seed: (90, 60 - 12 * a1 - 16 * a2), lines), steeper]
+        assert slopes(both)[:, 1] == pytest.approx([length / 60] * 2)
 
 def test_load_reads_every_part_and_seed_metric_and_name(tmp_path):
     for fields in ({}, {"seed": 2}, {"part": "head"}, {"task": "ner", "encoder": "xlmr", "src": "ar"}):

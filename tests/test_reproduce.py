@@ -479,3 +479,11 @@ def test_imports_form_a_list_without_a_circle():
     order = [*graphlib.TopologicalSorter(imported).static_order()]   # a CycleError names the circle
     assert order[0] == "results" and order[-1] == "reproduce", imported
     assert [name for name, found in imported.items() if "plot" in found] == ["reproduce"]
+
+def test_a_model_of_another_choice_is_not_taken_for_one_of_this(make):
+    """Also where the choice is the default, which is not written down."""
+    run = make("--select", "last")
+    unit = pair_of(run).models()[1]
+    r.finetune(run, unit)
+    with pytest.raises(results.KitError, match="made with select last, this run asks for dev"):
+        r.finetune(make(), unit)
