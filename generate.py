@@ -280,7 +280,7 @@ class Watch:
     def targets(self, unit):
         """The languages that are watched while a Finetuned is trained: none unless it is source-only."""
         own = [tgt for src, tgt in self.pairs if tuple(sorted(src.split("+"))) == unit.langs]
-        return own if self.files is not None else []
+        return own if self.files is not None and not unit.visitor else []
 
     def sets(self, unit):
         """The data.Encoded sets that are read for it."""
@@ -444,10 +444,10 @@ def section(grids):
     related = [{"task": grid.task_name, "encoder": grid.encoder_name, "on": grid.tgt, "n": str(n),
                 "Spearman": f"{spearman:.2f}"} for grid, n, spearman in ranked(sound(grids))]
     texts = []
-    for grid in sound(grids):
+    for grid, *_ in cases(sound(grids)):   # of the first seed
         for at, name in ((SRC, "zero-shot"), (BOTH, "bilingual")):
             texts += [{"model": f"{grid.src}, {name}", "gold": gold, "output": output}
-                      for gold, output in grid.written.get(at, ()) if not grid.control and grid.seed == 1]
+                      for gold, output in grid.written.get(at, ()) if not grid.control]
     parts = ["## Generation and cross-lingual similarity", HOW, table(rows), table(said), RULES,
              related and "XLRS and the target's score", table(related),
              kept and "What each --select keeps", table(kept), texts and "Outputs", table(texts)]

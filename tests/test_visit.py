@@ -409,7 +409,8 @@ def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
     file, own = str(src.path(run.args.out)), src.encoder
     other = str(write_encoder(tmp_path / "other", vocab_size=60))
     for asked, encoder, said in (
-            ([file], own, "and a FOLDER"), ([file, f"{file}=-1", "x"], own, "sum to 0"),
-            ([f"{file}=a", "x"], own, "expected FILE.safetensors"), ([file, "x"], other, "another encoder")):
+            ([file], own, "and a FOLDER"), ([file, file], own, "and a FOLDER"),
+            ([f"{file}=1.2.3", "x"], own, "expected FILE.safetensors"),
+            ([file, f"{file}=-1", "x"], own, "sum to 0"), ([f"{file}=a", "x"], own, "expected FILE.safetensors"), ([file, "x"], other, "another encoder")):
         with pytest.raises(results.KitError, match=said):
             export.export(asked, encoder, r.TASKS)
