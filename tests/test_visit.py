@@ -411,6 +411,8 @@ def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
     for asked, encoder, said in (
             ([file], own, "and a FOLDER"), ([file, file], own, "and a FOLDER"),
             ([f"{file}=1.2.3", "x"], own, "expected FILE.safetensors"),
-            ([file, f"{file}=-1", "x"], own, "sum to 0"), ([f"{file}=a", "x"], own, "expected FILE.safetensors"), ([file, "x"], other, "another encoder")):
+            ([file, f"{file}=-1", "x"], own, "sum to 0"),
+            ([f"{file}=a", "x"], own, "expected FILE.safetensors"),
+            ([file, "x"], other, "another encoder")):
         with pytest.raises(results.KitError, match=said):
             export.export(asked, encoder, r.TASKS)
