@@ -22,6 +22,7 @@ SURFACES = {  # others; k is how much there is of what makes them
     "dented": lambda a1, a2, seed, k: np.subtract(paper(a1, a2, seed), np.multiply(k.get(a1, 0), a2 == 0)),
     "step": lambda a1, a2, seed: (90 - 30 * (a2 > 0.45), 80 - 30 * (a1 > 0.45)),
     "level": lambda a1, a2, seed: (90, 80),
+    "late": lambda a1, a2, seed: (90, 80 - 25 * max(a1 - 0.5, 0)),   # level around the bilingual model
     "cliff": lambda a1, a2, seed: (90, 80 - 20 * min(max(a1 * 5, 0), 1)),
     "sloping": lambda a1, a2, seed, k: (90 - k * a1, 80 - 25 * a1),
     "noisy": lambda a1, a2, seed, k: (90 - k * seed * (a1 == 1), 80 - 25 * max(a1, 0) - seed * (a1 == 1)),

@@ -41,6 +41,7 @@ STEP, FALL, LEVEL = [grid(like("step"))], [grid(like("bent", 0.05, 0.5))], [grid
     ("The angle", [grid(angle=50.0), grid(angle=61.0, seed=2)], "runs inside = 1.000",
      [grid(angle=20.0), grid(angle=90.0, seed=2)], "runs inside = 0.000"),
     ("The target surface", [grid(lines=False)], "= 2.000", [grid(like("cliff"))], "bilingual = 0.000"),
+    ("The target surface", [grid(like("late"))], "over 1000", [grid(like("cliff"))], "bilingual = 0.000"),
     ("The source surface", [grid(like("sloping", 13))], "= 0.462", [grid(like("sloping", 15))], "= 0.533"),
     ("mBERT dips", [grid(DENTED)], "0.1 = 0.012", [grid(like("dented", {0.1: 1, 0.9: 0.3}))], "0.1 = 0.004"),
     ("mBERT dips", [grid(DENTED)], "0.9 = 0.012", [grid(like("dented", {0.1: 0.3, 0.9: 1}))], "0.9 = 0.004"),
