@@ -32,6 +32,7 @@ import results
 import tasks
 import train
 from grids import r_squared, table
+from results import KitError
 
 EPOCHS, WITHIN = (1, 2, 4, 8, 16), 1.0   # see at_equal_score
 MORE = 4   # times the sentences, seen once where MORE epochs of the others see them as often
@@ -152,4 +153,8 @@ def main():
         plot.draw_figure("controls", partial(figure, found), base.args.out)
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KitError, OSError) as e:
+        print(f"controls.py: {e}", file=sys.stderr)
+        sys.exit(2)

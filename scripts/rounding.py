@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import grids
 import reproduce
 from grids import table
+from results import KitError
 
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}   # what of them is rounded
 BITS = {"tf32": 10, "bf16": 7}   # of the significand, beside fp32's 23
@@ -90,4 +91,8 @@ def main():
     print(table([row for pair in pairs for row in rows(run, pair)]))
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KitError, OSError) as e:
+        print(f"rounding.py: {e}", file=sys.stderr)
+        sys.exit(2)

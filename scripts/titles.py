@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import results
 
 def titles(path):
     """Yield {"source", "target"} per sentence of a treebank whose root has a subject or an object."""
@@ -23,9 +24,21 @@ def write(folder, treebanks, langs):
     for lang in langs:
         for split in data.SPLITS:
             path = Path(folder, "title", lang, f"{split}.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
             found = titles(data.ud_file(treebanks, lang, split).path)
-            path.write_text("".join(json.dumps(title, ensure_ascii=False) + "\n" for title in found))
+            text = "".join(json.dumps(title, ensure_ascii=False) + "\n" for title in found)
+            results.write(path, text.encode())
+
+def main(folder="", *langs):
+    """Write the titles of a folder with treebanks; returns the exit code."""
+    try:
+        if not langs or {*langs} - data.TREEBANKS.keys():
+            raise results.KitError(f"expected a folder and languages of {' '.join(data.TREEBANKS)}, got "
+                                   f"{' '.join([folder, *langs]) or 'nothing'}.")
+        write(folder, folder, langs)
+    except (results.KitError, OSError) as e:
+        print(f"titles.py: {e}", file=sys.stderr)
+        return 2
+    return 0
 
 if __name__ == "__main__":
-    write(sys.argv[1], sys.argv[1], sys.argv[2:])
+    sys.exit(main(*sys.argv[1:]))

@@ -1,11 +1,15 @@
 """The benchmark and the controls on the tiny encoder: two ways score alike, a change is what it says."""
 
 import json
+import os
+import subprocess
+import sys
 
 import benchmark
 import controls
 import numpy as np
 import pytest
+from conftest import KIT
 
 import plot
 import reproduce
@@ -53,3 +57,16 @@ def test_controls_run_to_their_table(small, monkeypatch, capsys):
     rows = ("nothing", "source model halfway", "bilingual model at half the epochs",
             "4 times the sentences at as many steps", "encoder not pretrained", "rate 0.001", "rate 0.0001")
     assert all(f"\n{row} " in said for row in rows)
+
+@pytest.mark.parametrize("command, said", [
+    ("titles.py", "got nothing"), ("titles.py data en xx", "got data en xx"),
+    ("titles.py no-such-folder en", "no-such-folder"),
+    ("controls.py --limit 8 --epochs 1", "none/ud/"), ("rounding.py --limit 8", "none/ud/")])
+def test_a_mistake_is_told_in_a_sentence_with_code_2(tmp_path, encoder, command, said):
+    script, *flags = command.split()
+    if script != "titles.py":   # as in reproduce.py, but for the corpora
+        flags += f"--task pos --src en --tgt de --device cpu --encoder {encoder} --data none".split()
+    done = subprocess.run([sys.executable, KIT / "scripts" / script, *flags], capture_output=True, text=True,
+                          cwd=tmp_path, env=os.environ | {"http_proxy": "http://127.0.0.1:9",
+                                                          "https_proxy": "http://127.0.0.1:9"})
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
