@@ -108,6 +108,9 @@ def test_parts_unfinished_runs_missing_angles_and_unlike_settings():
     grids = [grid(), grid(seed=2, settings={"lr": 2e-5, "limit": 500}, scored_in="tf32")]
     assert plot.remarks(grids) == ["Mixed settings: POS mBERT, limit 500 and None.",
                                    "Mixed settings: POS mBERT, scored in fp32 and tf32."]
+    grids = [grid(), grid(seed=2, settings={"lr": 2e-5, "limit": None, "select": "last"})]   # in either order
+    assert plot.remarks(grids) == plot.remarks(grids[::-1]) == [
+        "Mixed settings: POS mBERT, select None and last."]
 
 def test_summary_by_hand():
     rows = plot.summary(seeds(1, 3, task="parsing", metrics=["LAS", "UAS"]))
@@ -264,4 +267,7 @@ def test_published_scores_stand_beside_those_of_such_runs_alone():
              for row in plot.published(made)]
     assert found == [("EN-DE", "zero-shot", "80.0", "88.3", "far"),
                      ("EN-DE", "target only", "80.0", "92.9", "far")]
+    both = plot.published([grid(level, task="ner", metrics=["span F1"]), grid(level)])
+    assert [(row["task"], row["published"]) for row in both] == [
+        ("NER", "79.7"), ("POS", "88.3"), ("POS", "92.9")]
     assert all(len(scores.split()) == 9 for *_, scores in plot.PUBLISHED)
