@@ -1,6 +1,6 @@
 """The corpora: fetch the files, read them, encode them into subwords, cut batches that live on the device.
 
-    Source -> text file -> sentence (words and gold) -> windows of subword ids -> batch on the device
+    CorpusFile -> text file -> sentence (words and gold) -> windows of subword ids -> batch on the device
 
 One idea makes all tasks one path: a window is subword ids plus the positions to read from. POS and NER read
 each word's first subword, XNLI the first token, the parser the first token as ROOT and then as POS does.
@@ -27,7 +27,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from results import KitError, check_locks, write
+from results import KitError, check_locks, quiet, write
 
 SPLITS = ("train", "dev")  # the order of all pairs below
 TREEBANKS = {"ar": "UD_Arabic-PADT", "de": "UD_German-GSD", "en": "UD_English-EWT", "es": "UD_Spanish-GSD",
@@ -109,88 +109,89 @@ def git_name(content):
     """Git's name of a file's content: SHA-1 over "blob <bytes>\\0" and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
-class Source(NamedTuple):
+class CorpusFile(NamedTuple):
     """A corpus file, or an archive of some, described: to make one, nothing is read or fetched."""
     path: Path                       # where it stands or is to stand
     address: str | None = None       # where it is downloaded from, unless it comes out of an archive
     digest: str | None = None        # of the paper's file; None where it is not known
     digest_of: Callable = sha256     # gives the digest of a content
-    archive: "Source | None" = None  # the zip or tar that holds it ...
+    archive: "CorpusFile | None" = None  # the zip or tar that holds it ...
     members: tuple[str, ...] = ()    # ... under this name, or in an archive of this name under a second one
 
 def ud_file(folder, lang, split):
-    """The Source of a treebank file under `folder`."""
+    """The CorpusFile of a treebank file under `folder`."""
     treebank = TREEBANKS[lang]
     stem = f"{lang}_{treebank.split('-')[-1].lower()}"
     digest, file = UD_GIT_NAMES.get(stem, (None, None))[SPLITS.index(split)], f"{stem}-ud-{split}.conllu"
     address = f"{UD_URL}/{treebank}/r2.7/{file}" if digest else None
-    return Source(Path(folder, "ud", treebank, file), address, digest, git_name)
+    return CorpusFile(Path(folder, "ud", treebank, file), address, digest, git_name)
 
 def ner_file(folder, lang, split):
-    """The Source of a WikiAnn file under `folder`."""
+    """The CorpusFile of a WikiAnn file under `folder`."""
     digest = PANX_SHA256.get(lang, (None, None))[SPLITS.index(split)]
-    zipped = Source(Path(folder, "panx/panx_dataset.zip"), *ARCHIVES["panx/panx_dataset.zip"])
-    return Source(Path(folder, "panx", lang, split), None, digest, sha256, zipped, (f"{lang}.tar.gz", split))
+    zipped = CorpusFile(Path(folder, "panx/panx_dataset.zip"), *ARCHIVES["panx/panx_dataset.zip"])
+    members = f"{lang}.tar.gz", split
+    return CorpusFile(Path(folder, "panx", lang, split), None, digest, sha256, zipped, members)
 
 def xnli_file(folder, lang, split):
-    """The Source of an XNLI file under `folder`; one dev file holds all languages."""
+    """The CorpusFile of an XNLI file under `folder`; one dev file holds all languages."""
     name = "XNLI-1.0/xnli.dev.tsv" if split == "dev" else f"XNLI-MT-1.0/multinli/multinli.train.{lang}.tsv"
     zipped = f"xnli/{name.split('/')[0]}.zip"
-    zipped = Source(Path(folder, zipped), *ARCHIVES[zipped])
-    return Source(Path(folder, "xnli", name), archive=zipped, members=(name,))
+    zipped = CorpusFile(Path(folder, zipped), *ARCHIVES[zipped])
+    return CorpusFile(Path(folder, "xnli", name), archive=zipped, members=(name,))
 
 def title_file(folder, lang, split):
-    """The Source of title/LANG/SPLIT.jsonl under `folder`: a JSON object a line, "source" and "target"."""
+    """The CorpusFile title/LANG/SPLIT.jsonl under `folder`: a JSON object a line, "source" and "target"."""
     path = Path(folder, "title", lang, f"{split}.jsonl")
     if lang not in XLSUM:
-        return Source(path)
+        return CorpusFile(path)
     name, digest = XLSUM[lang]
     file = f"{name}_XLSum_v2.0.tar.bz2"
-    packed = Source(Path(folder, "title", file), XLSUM_URL.format(file=file), digest)
-    return Source(path, archive=packed, members=(f"{name}_{'val' if split == 'dev' else split}.jsonl",))
+    packed = CorpusFile(Path(folder, "title", file), XLSUM_URL.format(file=file), digest)
+    return CorpusFile(path, archive=packed, members=(f"{name}_{'val' if split == 'dev' else split}.jsonl",))
 
-def fetch(sources):
+def fetch(files):
     """Make the files be there, downloaded or out of their archives; what is there is left alone. The first
     download that fails is the last one tried. Raises KitError, which lists all that is missing then."""
-    wanted = [s for s in dict.fromkeys(sources) if not s.path.exists()]
+    wanted = [s for s in dict.fromkeys(files) if not s.path.exists()]
     needed = dict.fromkeys(s.archive or s for s in wanted)  # an archive once
     problem = "no address is known"
     if wanted:
         check_locks(wanted[0].path)
     try:
-        for source in needed:
-            if source.address and not source.path.exists():
-                write(source.path, download(source))
+        for file in needed:
+            if file.address and not file.path.exists():
+                write(file.path, download(file))
     except KitError as e:
         problem = e
     if missing := [f"{s.address or '(no address)'} -> {s.path}" for s in needed if not s.path.exists()]:
         raise KitError(f"Files are missing and could not be fetched ({problem}). Put each by hand where its "
                        f"arrow points, or run --demo, which needs no network: {'; '.join(missing)}")
-    for source in wanted:
-        if source.archive:
-            write(source.path, unpack(source))
+    for file in wanted:
+        if file.archive:
+            write(file.path, unpack(file))
 
-def download(source):
-    """Bytes from a source's address, if they have its digest. Raises KitError, also where a server is silent
+def download(file):
+    """Bytes from a file's address, if they have its digest. Raises KitError, also where a server is silent
     for PATIENCE seconds; how long a silent name server is waited for, the system decides."""
     try:
-        with urllib.request.urlopen(source.address, timeout=PATIENCE) as r:
-            with tqdm.wrapattr(r, "read", total=r.length, desc=source.path.name, disable=None) as shown:
+        with urllib.request.urlopen(file.address, timeout=PATIENCE) as r:
+            with tqdm.wrapattr(r, "read", total=r.length, desc=file.path.name, disable=quiet()) as shown:
                 content = b"".join(iter(lambda: shown.read(1 << 20), b""))
     except (OSError, EOFError, http.client.HTTPException) as e:
-        raise KitError(f"{source.address}: {e}") from None
-    if (found := source.digest_of(content)) != source.digest:
-        raise KitError(f"{source.address} gave {len(content)} bytes with digest {found}, expected "
-                       f"{source.digest}: nothing was kept")
+        raise KitError(f"{file.address}: {e}") from None
+    if (found := file.digest_of(content)) != file.digest:
+        raise KitError(f"{file.address} gave {len(content)} bytes with digest {found}, expected "
+                       f"{file.digest}: nothing was kept")
     return content
 
-def unpack(source):
-    """Bytes of a source out of its archive. Raises KitError, or OSError where the archive is not there."""
-    path, address, digest, *_ = source.archive
+def unpack(file):
+    """Bytes of a file out of its archive. Raises KitError, or OSError where the archive is not there."""
+    path, address, digest, *_ = file.archive
     content, label = path.read_bytes(), path
     if sha256(content) != digest:
         raise KitError(f"{path} has another SHA-256 than {address}. Delete it; the kit fetches it again.")
-    for name in source.members:
+    for name in file.members:
         content, label = member(content, name, label), f"{name} in {path}"
     return content
 
@@ -207,18 +208,18 @@ def member(packed, name, label):
         raise KitError(f"{label} does not hold {name}: put the file by hand where REFERENCE.md says.")
     return extract(min(found, key=len)).read()
 
-def departure(source, task, lang, split, in_file):
+def departure(file, task, lang, split, in_file):
     """A sentence unless a file of `in_file` examples is the paper's by its digest or the archive at hand."""
-    paper, digest = TABLE_1.get(task, {}).get(lang), source.digest
-    if digest is None and source.archive:
+    paper, digest = TABLE_1.get(task, {}).get(lang), file.digest
+    if digest is None and file.archive:
         with suppress(OSError, KitError):  # no archive is beside it, or a damaged one
-            digest = sha256(unpack(source))
-    if paper is None or digest == source.digest_of(source.path.read_bytes()):
+            digest = sha256(unpack(file))
+    if paper is None or digest == file.digest_of(file.path.read_bytes()):
         return None  # not of the paper: another task, an invented language; or the very file
     expected = paper[SPLITS.index(split)] - HEADERS_COUNTED.get((task, split), 0)
     if digest is None and in_file == expected:
-        return f"{source.path} cannot be held against the paper's without its archive; it is used as it is."
-    return (f"{source.path} is not the paper's file: its content differs ({in_file} examples, the paper's "
+        return f"{file.path} cannot be held against the paper's without its archive; it is used as it is."
+    return (f"{file.path} is not the paper's file: its content differs ({in_file} examples, the paper's "
             f"{expected}); it is used as it is.")
 
 def describe(task, lang, split, examples):
@@ -362,11 +363,11 @@ def read_titles(path, lang):
                                "of an emoji that was cut in two); expected whole ones.")
         yield tuple(record[field] for field in fields)
 
-def read_parallel(sources):
+def read_parallel(files):
     """{lang: sentences} of {lang: file}, line n of one being the translation of line n of all others; a file
     of XNLI's dev pairs has them in all its languages. Raises KitError."""
     found = {}
-    for lang, path in sources.items():
+    for lang, path in files.items():
         if path.suffix == ".tsv":
             found[lang] = [text for texts, _ in read_xnli(path, lang) for text in texts]
             continue
@@ -376,7 +377,7 @@ def read_parallel(sources):
                            "line of the other files translates.")
     sizes = {lang: len(texts) for lang, texts in found.items()}
     if len({*sizes.values()}) > 1 or min(sizes.values()) < 2:
-        have = ", ".join(f"{lang} in {sources[lang]} has {n}" for lang, n in sizes.items())
+        have = ", ".join(f"{lang} in {files[lang]} has {n}" for lang, n in sizes.items())
         raise KitError(f"Parallel sentences: {have}; expected equally many, at least two, line n of "
                        "one being the translation of line n of the others.")
     return found
@@ -391,7 +392,7 @@ class Batch(NamedTuple):
     positions: object  # (R, L) of a subword in its window; None where each window has a row of its own
     read: object       # (B, N) the places that are read, in the rows laid end to end; 0 at padding
     real: object       # (B, N) True at reads that are no padding
-    rows: object       # (B, N) where a read stands in the set's flat order; padding points past its end
+    order: object      # (B, N) where a read stands in the set's flat order; padding points past its end
     gold: object       # (B, N, K) gold columns of what is read, -1 at padding
     count: int         # reads with a gold label: the terms that the loss is a mean over
 
@@ -492,13 +493,13 @@ class Encoded:
             owner = lay(column(np.arange(len(windows))).expand_as(at), -1)
             mask = owner[:, None, :, None] == owner[:, None, None]
             positions = lay(along[:L].expand_as(at), 0)
-        rows = self.read_start[w] + along[:N]                                                     # (B, N)
-        real = rows < self.read_start[w + 1]
-        inside = rows.clamp(max=len(self.read) - 1)
+        order = self.read_start[w] + along[:N]                                                    # (B, N)
+        real = order < self.read_start[w + 1]
+        inside = order.clamp(max=len(self.read) - 1)
         read = (self.read[inside].long() + slot).masked_fill_(~real, 0)
         gold = self.gold[inside].long().masked_fill_(~real[..., None], -1)                        # (B, N, K)
-        rows = rows.masked_fill_(~real, len(self.read))
-        return Batch(ids, types, mask, positions, read, real, rows, gold, int(self.labelled[windows].sum()))
+        order = order.masked_fill_(~real, len(self.read))
+        return Batch(ids, types, mask, positions, read, real, order, gold, int(self.labelled[windows].sum()))
 
     def cut(self, windows, tokens, waste):
         """Window numbers by length, in arrays of at most `tokens` subwords each, `waste` of them padding."""
@@ -624,11 +625,15 @@ def encode_trees(examples, tokenizer, split, name):
         encoded.add([*before, *flat[:min(starts[kept], room)], *after], read, [(-1, -1, 0), *rows])
     return encoded
 
+def thousands(examples, name):
+    """Where each thousand examples begin; how many are encoded is shown."""
+    return tqdm(range(0, len(examples), 1000), f"{name}: subwords", unit="000", disable=quiet(), leave=False)
+
 def encode_pairs(examples, tokenizer, split, name):
     """Encoded set of a list of ((premise, hypothesis), gold), read at the first token; the longer is cut."""
     special(tokenizer)
     encoded, own = Encoded(tokenizer.pad_token_id), plain(tokenizer)
-    for i in tqdm(range(0, len(examples), 1000), f"{name}: subwords", unit="000", disable=None, leave=False):
+    for i in thousands(examples, name):
         texts, gold = zip(*examples[i:i + 1000], strict=True)
         out = tokenizer(*map(list, zip(*texts, strict=True)), truncation="longest_first",
                         max_length=MAX_SUBWORDS, return_token_type_ids=True, return_special_tokens_mask=True,
@@ -668,7 +673,7 @@ def encode_titles(examples, tokenizer, split, name):
     Nothing names their language, not even where the tokenizer by itself adds a token that does (ours)."""
     most = min(TARGET_SUBWORDS, tokenizer.model_max_length)
     encoded, own = Titles(tokenizer), plain(tokenizer)
-    for i in tqdm(range(0, len(examples), 1000), f"{name}: subwords", unit="000", disable=None, leave=False):
+    for i in thousands(examples, name):
         sources, targets = map(list, zip(*examples[i:i + 1000], strict=True))
         windows = inputs(sources, tokenizer, SOURCE_SUBWORDS)
         written = tokenizer(targets, add_special_tokens=False, return_attention_mask=False).input_ids

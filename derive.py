@@ -20,7 +20,7 @@ from results import KitError
 ORDERS = ("inversion", "permutation")
 ON_IDS = (*ORDERS, "transliteration")
 KNOWN = ", ".join((*ON_IDS, "syntax-LANG"))
-HEADS = {data.UPOS.index(tag) for tag in ("NOUN", "PROPN", "PRON", "VERB")}   # "nouns and verbs" (ours)
+GOVERNORS = {data.UPOS.index(tag) for tag in ("NOUN", "PROPN", "PRON", "VERB")}   # "nouns and verbs" (ours)
 MOST_DEPENDENTS = 6   # of a word, in a sentence that syntax changes
 SEEN = 10             # how often a treebank must show a relation before its side is believed (ours)
 
@@ -87,15 +87,15 @@ def derive(encoded, derivations, tokenizer, rows, labels):
     """
     rule, derived = Rule(derivations, tokenizer, rows), data.Encoded(encoded.pad)
     reordered = not set(derivations).isdisjoint(ORDERS)
-    sentence, window, kind = -1, 0, 0
+    sentence, window, entity = -1, 0, 0
     for ids, read, gold, new, second in encoded.added:
-        sentence, window, kind = (sentence + 1, 0, 0) if new else (sentence, window + 1, kind)
+        sentence, window, entity = (sentence + 1, 0, 0) if new else (sentence, window + 1, entity)
         ids, old = rule(ids, (sentence, window))
         now = np.argsort(old)[read]             # (N,) where what is read stands now
         order = np.argsort(now)
         gold = follow(gold, order.tolist())
         if reordered and labels == data.BIO:
-            gold, kind = repair(gold, kind)
+            gold, entity = repair(gold, entity)
         derived.add(ids, now[order], gold, new, second)
     derived.counts, derived.lost = dict(encoded.counts), encoded.lost
     return derived
@@ -106,15 +106,15 @@ def follow(gold, order):
     gold, new = [gold[old] for old in order], {old: n for n, old in enumerate(order)} | {-1: -1}
     return [(new[row[0]], *row[1:]) for row in gold] if len(gold[0]) == 3 else gold
 
-def repair(gold, kind):
+def repair(gold, entity):
     """(BIO rows, last type) after one pass from left to right: B- where a type begins, I- where it goes on.
-    kind: the type to the left, 0 for O or none; the tags of a type are 2 * type - 1 (B-) and 2 * type (I-).
+    entity: the type to the left, 0 for O or none; the tags of a type are 2 * type - 1 (B-) and 2 * type (I-).
     """
     tags = []
     for tag, in gold:
-        before, kind = kind, (tag + 1) // 2
-        tags.append((2 * kind if kind in (0, before) else 2 * kind - 1,))
-    return tags, kind
+        before, entity = entity, (tag + 1) // 2
+        tags.append((2 * entity if entity in (0, before) else 2 * entity - 1,))
+    return tags, entity
 
 # ---- syntax -----------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ def preference(path):
     seen, right = Counter(), Counter()
     for _, rows in data.read_conllu(path):
         for i, (_, head, relation) in enumerate(rows, 1):
-            if head and rows[head - 1][0] in HEADS:
+            if head and rows[head - 1][0] in GOVERNORS:
                 seen[relation] += 1
                 right[relation] += i > head
     return {relation: right[relation] / n for relation, n in seen.items() if n >= SEEN}
@@ -138,7 +138,7 @@ def linearise(rows, preference):
 
     def visit(head):
         right = {i: i > head for i in dependents[head]}
-        if rows[head][0] in HEADS:
+        if rows[head][0] in GOVERNORS:
             share = {i: preference.get(rows[i][2], .5) for i in right}
             right |= {i: share[i] > .5 for i in right if share[i] != .5}
         near = sorted(right, key=lambda i: (abs(i - head), right[i] != (i > head)))
@@ -171,8 +171,8 @@ def reader(read, preference):
 
 # ---- what transfers ---------------------------------------------------------------------------------------
 
-TASKS = ("XNLI", "NER", "POS")   # the paper's
-PAPER = {   # P@1, and Delta in TASKS, of English and parallel text (the authors' plotting scripts)
+PAPER_TASKS = ("XNLI", "NER", "POS")   # the paper's
+PAPER = {   # P@1, and Delta in PAPER_TASKS, of English and parallel text (the authors' plotting scripts)
     "inversion": ("-", -3.4, -44.5, -.7), "permutation": ("-", -5., -28.5, -11.9),
     "syntax": ("-", -1.8, -7.8, -.9), "transliteration": (90, -2.1, -2.3, -.5),
     "inversion transliteration": (.16, -19.2, -51.5, -42.7),
@@ -238,7 +238,7 @@ def summary(grids):
     for each in transfers(grids):
         BZ, BS, MZ = (f"{np.mean(scores):.1f}" if scores else "-" for scores in (each.BZ, each.BS, each.MZ))
         paper = PAPER.get(each.kinds, "") if each.here and not each.align else ""
-        paper = dict(zip(("P@1", *TASKS), map(str, paper), strict=False))
+        paper = dict(zip(("P@1", *PAPER_TASKS), map(str, paper), strict=False))
         found.setdefault(each.task, []).append({
             "derived language": each.name, "P@1": "/".join(f"{p1:.1f}" for p1 in each.p1) or "-", "BZ": BZ,
             "BS": BS, "MZ": MZ, "Delta": mean_sd(each.deltas, 1), "seeds": str(len(each.BZ)),
@@ -269,7 +269,7 @@ def correlations(grids):
 def claims(grids):
     """What the grids say to CLAIMS, rows as those of plot.claims, by RULES."""
     found, shift = transfers(grids), frozenset(["transliteration"])
-    found = [each for each in found if each.here and each.task in TASKS]
+    found = [each for each in found if each.here and each.task in PAPER_TASKS]
     plain = {(each.task, each.src, each.derivations): each for each in found if not each.align}
     alone, order, both, risen = [], [], [], []   # of each case what is measured, a limit met being above 0
     for (task, src, derivations), each in plain.items():
@@ -282,7 +282,7 @@ def claims(grids):
         if each.align and (without := plain.get((each.task, each.src, each.derivations))):
             risen.append([each.alignment - without.alignment, each.delta - without.delta])
     ranked = [[rank - .7 + 1e-6] for task, (n, rank, *_) in correlations(grids).items()
-              if task in TASKS and n > 3 and np.isfinite(rank)]
+              if task in PAPER_TASKS and n > 3 and np.isfinite(rank)]
     found = zip(CLAIMS, (alone, order, both, ranked, risen), strict=True)
     return [{"claim": claim, "paper": paper} | verdict(cases, measured)
             for (claim, paper, measured), cases in found]

@@ -60,7 +60,7 @@ class Generator(nn.Module):
         place = next(name for name, module in model.named_modules() if module is self.encoder)
         self.outer, _, self.name = place.rpartition(".")
         delattr(model.get_submodule(self.outer), self.name)   # what is left is the decoder
-        self.first = None   # its windows share no row
+        self.packed_from = None   # its windows share no row
         start = getattr(model.config, "decoder_start_token_id", None)
         self.start, self.pad = tokenizer.eos_token_id if start is None else start, tokenizer.pad_token_id
         self.longest = min(TARGET_SUBWORDS, tokenizer.model_max_length)
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         mask = torch.ones_like(batch.ids) if batch.mask is None else batch.mask.long()
         return self.encoder(input_ids=batch.ids, attention_mask=mask), mask
 
-    def read(self, batch):
+    def hidden(self, batch):
         """The encoder's last hidden states (B, N, H) at the read positions of a batch, in fp32."""
         hidden = self.encode(batch)[0].last_hidden_state                              # (B, L, H)
         return hidden.flatten(0, 1)[batch.read].float()
@@ -235,8 +235,8 @@ def sentence_states(model, sentences, tokens):
     """States (S, H) of sentences in file order, fp32: sums over what is read; cosines are as of means."""
     rows, sums = [], []
     for batch in sentences.batches(tokens):
-        sums.append(model.read(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)
-        rows.append(batch.rows[:, 0])                                                 # of its first read
+        sums.append(model.hidden(batch).masked_fill(~batch.real[..., None], 0).sum(1))  # (B, H)
+        rows.append(batch.order[:, 0])                                                  # of its first read
     return torch.cat(sums)[torch.cat(rows).argsort()]
 
 class Watch:
@@ -249,8 +249,8 @@ class Watch:
         """files: of --parallel; pairs: (source, target) names; corpora, scorer: of the run."""
         self.files, self.pairs, self.corpora, self.scorer = files, pairs, corpora, scorer
 
-    def sources(self):
-        """XNLI's dev set as a data.Source where no files were named; one file holds all its languages."""
+    def corpus_files(self):
+        """XNLI's dev set as a data.CorpusFile where no files were named; one file holds all its languages."""
         return [data.xnli_file(self.corpora.args.data, "en", "dev")] if self.files == [] else []
 
     def read(self):
@@ -262,7 +262,7 @@ class Watch:
         if self.files and (missing := [lang for lang in langs if lang not in files]):
             raise KitError(f"--parallel names no file for {', '.join(missing)}; expected one a language, "
                            f"named after it, as {missing[0]}.txt.")
-        files = files or dict.fromkeys(langs, self.sources()[0].path)
+        files = files or dict.fromkeys(langs, self.corpus_files()[0].path)
         self.texts = data.read_parallel({lang: files[lang] for lang in langs})
 
     @lru_cache(maxsize=64)
@@ -342,10 +342,10 @@ def summary(grids):
             same = [grid for grid in sound(grids, part) if cases([grid, first]) == [[grid, first]]]
             models[f"{name}, its {part} alone"] = scored(same, SRC, part)
         for fewer in (other[0] for other in every if adds_to(first, other[0])):
-            seen = max((record["step"] for record in fewer.way), default=0)
+            seen = max((record["step"] for record in fewer.log), default=0)
             models[f"{name}, as many examples as {fewer.src}"] = [
                 (record["mean"], record["score"], record["xlrs"])
-                for grid in case for record in grid.way if record["step"] == seen]
+                for grid in case for record in grid.log if record["step"] == seen]
         for trained, found in models.items():
             if found:
                 sources, targets, similar = zip(*found, strict=True)
@@ -359,8 +359,8 @@ def summary(grids):
 
 def selected(case, rule):
     """What a rule of --select would have kept of the trainings of a case: mean step, source and target."""
-    kept = [train.choose([record | {"xlrs": record["xlrs"][0]} for record in grid.way], rule)
-            for grid in case if grid.way]
+    kept = [train.choose([record | {"xlrs": record["xlrs"][0]} for record in grid.log], rule)
+            for grid in case if grid.log]
     return np.mean([(record["step"], record["mean"], record["score"][case[0].metrics[0]])
                     for record in kept], 0)
 
@@ -369,7 +369,7 @@ def selections(grids):
     rows = []
     for case in cases(sound(grids)):
         first = case[0]
-        for rule in ("dev", "xlrs", "last") if any(grid.way for grid in case) else ():
+        for rule in ("dev", "xlrs", "last") if any(grid.log for grid in case) else ():
             step, source, target = selected(case, rule)
             rows.append({"task": first.task_name, "encoder": first.encoder_name, "trained on": first.src,
                          "on": first.tgt, "select": rule, "step": f"{step:.0f}", "source": f"{source:.1f}",
@@ -381,7 +381,7 @@ def ranked(grids):
     found = []
     for of in group(grids, "task", "encoder", "tgt").values():
         metric = of[0].metrics[0]
-        logged = [(record["xlrs"][0], record["score"][metric]) for grid in of for record in grid.way]
+        logged = [(record["xlrs"][0], record["score"][metric]) for grid in of for record in grid.log]
         if len(logged) > 2:
             found.append((of[0], len(logged), derive.correlate(*zip(*logged, strict=True))[0]))
     return found
@@ -394,7 +394,7 @@ def rise(case):
     return [mean([each["source"][0] - each["pretrained"][0] for each in known])]
 
 def selection(case):
-    logged = case[0].writes and any(grid.way for grid in case)
+    logged = case[0].writes and any(grid.log for grid in case)
     return [selected(case, "xlrs")[2] - selected(case, "dev")[2] if logged else math.nan]
 
 def help_of_more(more, fewer):

@@ -42,7 +42,7 @@ class Grid:
         self.writes = self.metrics[-1] == "wrong-language words"
         self.visits = {}  # {visitor: its points} of those that are whole, as visit.evaluate wrote them
         self.written = {}  # {(a1, a2): [[gold, output]]} of a task that writes
-        self.way = header.get("way", ())  # of its source-only model: step, mean, score, xlrs: [XLRS, random]
+        self.log = header.get("way", ())  # of its source-only model: step, mean, score, xlrs: [XLRS, random]
         self.task_name = NAMES.get(self.task, self.task)
         self.encoder_name = NAMES.get(self.encoder.split("--")[-1], self.encoder)  # OWNER--NAME on the hub
         made, control = header.get("pretraining", "scratch"), header.get("control", "")
@@ -99,7 +99,9 @@ def join(first, second):
     """Add to a grid the points that another file has of it. Raises KitError where the two contradict."""
     differ = [(name, first.header.get(name), second.header.get(name))
               for name in (*FIELDS, "models", "data", "dev", "encoder_digest")]
-    first.written |= second.written
+    differ += [(name, first.header.setdefault(name, log), log) for name in ("xlrs", "way")
+               if (log := second.header.get(name))]   # of --parallel, which one of the two may lack
+    first.log, first.written = first.header.get("way", ()), first.written | second.written
     for metric, points in second.scores.items():
         had = first.scores.get(metric, {})  # where the metrics are others, the headers differ
         differ += [(f"{metric} at {at}", had.setdefault(at, pair), pair) for at, pair in points.items()]
@@ -111,8 +113,8 @@ def join(first, second):
                            f"{str(one)[:80]} and {str(other)[:80]}; give only one of the two runs")
 
 def read(path):
-    """One result file as a Grid; None where not even the header was written whole."""
-    records = records_in(path)
+    """One result file as a Grid; None where there is none, or not even its header was written whole."""
+    records = records_in(path) if path.exists() else []
     if not records:
         return None
     grid = check(path, records)

@@ -9,7 +9,6 @@ import copy
 import hashlib
 import inspect
 import json
-import os
 import re
 import sys
 from contextlib import suppress
@@ -105,20 +104,20 @@ class Model(nn.Module):
         """encoder: an Encoder; head: Linear or Biaffine; ids (U,): the subwords it meets, None for all."""
         super().__init__()
         self.encoder = with_rows(encoder.model, ids)
-        self.takes_types, self.first = encoder.takes_types, encoder.first
+        self.takes_types, self.packed_from = encoder.takes_types, encoder.packed_from
         self.head = head(self.encoder.config.hidden_size, labels)
 
-    def read(self, batch):
+    def hidden(self, batch):
         """The last hidden states (B, N, H) of what is read of a batch, in fp32."""
         more = {"token_type_ids": batch.types} if self.takes_types else {}
-        more |= {} if batch.positions is None else {"position_ids": batch.positions + self.first}
+        more |= {} if batch.positions is None else {"position_ids": batch.positions + self.packed_from}
         mask = batch.mask.long() if batch.mask is not None and batch.mask.dim() == 2 else batch.mask
         hidden = self.encoder(input_ids=batch.ids, attention_mask=mask, **more).last_hidden_state  # (R, L, H)
         return hidden.flatten(0, 1)[batch.read].float()
 
     def loss(self, batch):
         """The head's mean loss over the `count` terms of a batch."""
-        h = self.read(batch)
+        h = self.hidden(batch)
         with torch.autocast(h.device.type, enabled=False):   # in bf16 many labels tie
             return self.head.loss(h, batch)
 
@@ -126,7 +125,7 @@ class Model(nn.Module):
         """Predictions (B, N, K) of a batch; states: {batch: (B, N, H)} of an encoder that does not move."""
         states = {} if states is None else states
         if batch not in states:
-            states[batch] = self.read(batch)
+            states[batch] = self.hidden(batch)
         with torch.autocast(states[batch].device.type, enabled=False):
             return self.head.predict(states[batch], batch)
 
@@ -263,7 +262,7 @@ class Encoder(NamedTuple):
     tokenizer: object
     digest: str         # SHA-256 of what decides its hidden states, from encoder_digest
     takes_types: bool   # whether it tells the two sentences of a pair apart
-    first: int | None = None   # the position of a window's first subword, if windows can share a row
+    packed_from: int | None = None   # the position of a window's first subword, if windows can share a row
 
 PROBE = ("Ünïcode, 2 x 3.14: don't ﬁne-tune ABC École straße Привет мир "
          "مرحبا नमस्ते 你好世界 việt\u00a0nam\u200b!")
@@ -285,7 +284,7 @@ def load_encoder(name, precision="fp32"):
     Raises KitError."""
     encoder = load(name, transformers.AutoModel)
     check_encoder(encoder.model, name, encoder.tokenizer.pad_token_id or 0, precision)
-    return encoder._replace(first=first_position(encoder.model))
+    return encoder._replace(packed_from=first_position(encoder.model))
 
 def load(name, auto):
     """An Encoder as AutoModel or, where it writes too, AutoModelForSeq2SeqLM gives it. Raises KitError."""
@@ -332,7 +331,7 @@ def load_tokenizer(source):
         own, built = tokenizers.Tokenizer.from_file(path), tokenizer.backend_tokenizer
         own.no_padding()
         if own.encode(PROBE, add_special_tokens=False).tokens != tokenizer.tokenize(PROBE):
-            if os.environ.get("RANK", "0") == "0":
+            if not results.quiet():
                 print(f"warning: {path} is followed, not what {type(tokenizer).__name__} makes of it by "
                       "settings beside it or by default (do_lower_case, strip_accents ...)", file=sys.stderr)
             built.normalizer, built.pre_tokenizer, built.model = own.normalizer, own.pre_tokenizer, own.model
@@ -504,13 +503,13 @@ def span_f1(pred, dev):
     return torch.stack([2 * right.sum(), gold[0].sum() + pred[0].sum()])[None]
 
 def spans(tags, new):
-    """(begins, kind, end) of each position (R,): whether a span begins there, its type, where it ends."""
-    kind = (tags + 1) // 2                                            # 0 = O, then one number a type
-    before = torch.cat([kind.new_zeros(1), kind[:-1]]).masked_fill(new, 0)
-    begins = (kind > 0) & ((tags % 2 == 1) | (kind != before))
-    stops = torch.cat([(begins | (kind != before) | new)[1:], begins.new_ones(1)])   # the next one is outside
+    """(begins, entity, end) of each position (R,): whether a span begins there, its type, where it ends."""
+    entity = (tags + 1) // 2                                            # 0 = O, then one number a type
+    before = torch.cat([entity.new_zeros(1), entity[:-1]]).masked_fill(new, 0)
+    begins = (entity > 0) & ((tags % 2 == 1) | (entity != before))
+    stops = torch.cat([(begins | (entity != before) | new)[1:], begins.new_ones(1)])   # the next is outside
     end = torch.where(stops, torch.arange(len(tags), device=tags.device), len(tags))
-    return begins, kind, end.flip(0).cummin(0).values.flip(0)
+    return begins, entity, end.flip(0).cummin(0).values.flip(0)
 
 def attachment(pred, dev):
     """(2, 2) counts: LAS and UAS, right and all, over the scored words; lost words count as wrong."""

@@ -324,7 +324,7 @@ def points_figure(found, labels):
 def written_figures(ranked, grids):
     """The figures of what is written and of XLRS, as figures_of has its own; ranked: of generate."""
     grids = [grid for grid in sound(grids) if not grid.control]
-    told, logged = [grid for grid in grids if grid.writes], [grid for grid in grids if grid.way]
+    told, logged = [grid for grid in grids if grid.writes], [grid for grid in grids if grid.log]
     drawn = []
     if told:
         drawn += [("wrong-language", "Words in a wrong language on both lines", partial(words_figure, told))]
@@ -352,8 +352,8 @@ def steps_figure(grids):
     figure, [[ax]] = canvas(1, 1, 2.6)
     for number, of in enumerate(cases(grids)):
         for grid in of:
-            steps = [0, *(record["step"] for record in grid.way)]
-            values = [grid.header["xlrs"]["pretrained"], *(record["xlrs"] for record in grid.way)]
+            steps = [0, *(record["step"] for record in grid.log)]
+            values = [grid.header["xlrs"]["pretrained"], *(record["xlrs"] for record in grid.log)]
             for kind, style in ((0, "-"), (1, ":")):
                 ax.plot(steps, [value[kind] for value in values], style, color=DOTS[number % 4],
                         label=None if kind or grid is not of[0] else f"{grid.task_name}, {grid.pair}")
@@ -369,7 +369,7 @@ def scatter_figure(grids, ranked):
     for (key, runs), ax in zip(every.items(), panels.flat, strict=True):
         for number, (src, of) in enumerate(group(runs, "src").items()):
             points = [(record["xlrs"][0], record["score"][of[0].metrics[0]])
-                      for grid in of for record in grid.way]
+                      for grid in of for record in grid.log]
             ax.plot(*zip(*points), "os^D"[number % 4], color=DOTS[number % 4], label=src[0], ms=3)
         n, spearman = known.get(key, (0, math.nan))
         ax.set_title(f"{runs[0].task_name} on {runs[0].tgt}: Spearman {spearman:.2f}, n = {n}", loc="left")

@@ -103,6 +103,8 @@ def scratch(folder, kind, src, tgt, texts, weights, writes=False):
     name = f"{'+'.join(originals)}-{derived}" if steps else "-".join(Path(text).stem for text in texts)
     kept = texts[:1] if alone else texts
     if writes:
+        if any(weights):
+            raise KitError("--align: an encoder-decoder is pretrained without alignment; leave it out.")
         name = {"scratch": name, "scratch-original": Path(texts[0]).stem}.get(kind, f"{name}-random")
         return [Scratch(f"{folder}/{name}-bart", kind, kept, writes=True)]
     if kind != "scratch":

@@ -48,6 +48,7 @@ DEMOS = {"languages": {"task": PAPER["task"], "src": ["A"], "tgt": ["B"], "out":
 SCRATCH = "scratch", "scratch-original", "scratch-random"   # and controls: original alone; no pretraining
 CONTROL = "scratch-random"   # of the demo: what shows without any pretraining
 DEV_SCORINGS = 4                                                        # an epoch, as in the authors' code
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         value = message.partition("'")[2].partition("'")[0]   # what was given, where the message quotes it
@@ -167,13 +168,13 @@ def check_arguments(args):
     sides = [side.split("+") for side in args.src]
     if twice := ["+".join(side) for side in sides if len({*side}) < len(side)]:
         raise KitError(f"--src {twice[0]} names a language twice")
-    for name in [*sum(sides, []), *args.tgt]:
+    for name in [*sum(sides, []), *args.tgt, *(each[5:] for each in args.visit if each[:5] == "with-")]:
         if derive.parse(name)[1] and (any(generated) or args.parallel is not None):
             raise KitError(f"{name}: --task title and --parallel need languages that are not derived.")
-    if not pairs_of(args):
+    if not directions(args):
         raise KitError(f"every --tgt is in --src {args.src[0]}: a pair needs two languages")
 
-def pairs_of(args):
+def directions(args):
     """[(src, tgt)] of a run, each a pair of different languages."""
     return [(src, tgt) for src in args.src for tgt in args.tgt if tgt not in src.split("+")]
 
@@ -273,15 +274,14 @@ def plan(args):
     """(models, pairs) of a run: every pair of the chosen matrix, and each distinct model once."""
     named = {short_name(encoder): encoder for encoder in args.encoder}   # the last one of each name
     for encoder in args.encoder:
-        if named[short_name(encoder)] != encoder:
-            raise KitError(f"The encoders {encoder} and {named[short_name(encoder)]} would both be "
-                           f"called {short_name(encoder)} in {args.out}: rename a folder, or give each an "
-                           "--out of its own.")
+        if (other := named[short_name(encoder)]) != encoder:
+            raise KitError(f"The encoders {encoder} and {other} would both be {short_name(encoder)} in "
+                           f"{args.out}: rename a folder, or give each an --out of its own.")
     pairs = list(dict.fromkeys(
-        Pair(task, encoder, src, tgt, seed, lr) for task in args.task for src, tgt in pairs_of(args)
+        Pair(task, encoder, src, tgt, seed, lr) for task in args.task for src, tgt in directions(args)
         for encoder in encoders(args, task, src, tgt) for seed in args.seeds
         for lr in (None, *(args.lr or ())[1:])))
-    pairs.sort(key=lambda pair: (args.task.index(pair.task), pair.encoder))   # to load few
+    pairs.sort(key=lambda pair: (pair.encoder, args.task.index(pair.task)))   # to load each encoder once
     models = [model for pair in pairs for model in pair.models()]
     if args.demo == "languages" and "pos" in args.task:
         [control] = scratch(args, CONTROL, "pos", "A", "B")
@@ -299,7 +299,7 @@ def scratch_encoders(args):
     """The distinct encoders that are pretrained in a run."""
     kinds = [kind for kind in args.encoder if kind in SCRATCH]
     kinds += [CONTROL] if args.demo == "languages" and "pos" in args.task else []
-    return list(dict.fromkeys(made for kind in kinds for task in args.task for src, tgt in pairs_of(args)
+    return list(dict.fromkeys(made for kind in kinds for task in args.task for src, tgt in directions(args)
                               for made in scratch(args, kind, task, src, tgt)))
 
 def encoders(args, task, src, tgt):
@@ -338,13 +338,12 @@ def dry_run(args, models, pairs):
         wanted = have = 0
         for pair in (pair for pair in pairs if (pair.task, pair.encoder, pair.lr) == (task, encoder, lr)):
             path, todo = pair.path(args.out, args.part), set(points_of(args, pair))
-            grid = grids.read(path) if path.exists() else None
+            grid = grids.read(path)
             wanted, have = wanted + len(todo), have + len(todo & grid.points.keys() if grid else ())
         chosen = json.dumps(settings(args, pair))
         print(f"  {task} {short_name(encoder)}: {have} of {wanted} points done; {chosen}")
     if visits := visit.visits(args, pairs):
-        paths = [each._replace(visitor="").path(args.out, "all") for each in visits]
-        found = [grids.read(path) if path.exists() else None for path in paths]
+        found = [grids.read(each._replace(visitor="").path(args.out, "all")) for each in visits]
         done = sum(grid is not None and each.visitor in grid.visits for each, grid in zip(visits, found))
         print(f"  {done} of {len(visits)} visits done: {' '.join(args.visit)}")
     if todo := [made.folder for made in scratch_encoders(args) if not Path(made.folder).exists()]:
@@ -367,7 +366,7 @@ class Run:
         self.corpora = Corpora(args, self.device)
         self.scorer = Scorer(self.corpora, self.ranks)
         self.keeps = visit.keeps(args, pairs)
-        self.watch = generate.Watch(args.parallel, pairs_of(args), self.corpora, self.scorer)
+        self.watch = generate.Watch(args.parallel, directions(args), self.corpora, self.scorer)
 
     def model(self, unit, sets=None, ids=()):
         """The model of a Finetuned or a Pair before fine-tuning: all of a seed start alike (Sec. 3.1).
@@ -444,7 +443,7 @@ def train_model(run, unit, config, journal):
     def batches(step, pieces):
         epoch, number = divmod(step, per_epoch)
         lang, windows = data.batch_order(sizes, config["batch_size"], unit.seed, epoch)[number]
-        pieces, packed = np.array_split(windows, min(pieces, len(windows))), model.first is not None
+        pieces, packed = np.array_split(windows, min(pieces, len(windows))), model.packed_from is not None
         if not packed:   # of like length instead, to pad little
             pieces = [cut for piece in pieces for cut in train_sets[lang].cut(piece, math.inf, waste)]
         return [train_sets[lang].batch(piece, packed) for piece in pieces]
@@ -490,7 +489,9 @@ def evaluate(run, pair):
             results.check_same(header, past[0], path)
         have = grids.check(path, past).points if past else {}
         if have:
-            run.ranks.say(f"{pair}: {len(have.keys() & set(todo))} of {len(todo)} points already in {path}")
+            lacks = run.args.parallel is not None and "xlrs" not in past[0]
+            run.ranks.say(f"{pair}: {len(have.keys() & set(todo))} of {len(todo)} points already in {path}"
+                          + ", made without --parallel: another --out logs XLRS" * lacks)
         todo = [point for point in todo if point not in have]
         if not todo:
             return
@@ -527,8 +528,7 @@ def about_watch(run, pair):
     """What a header says of --parallel: XLRS before fine-tuning and of two corners, and what was logged."""
     if run.args.parallel is None:
         return {}
-    both, source, _ = pair.models()
-    sets = run.watch.parallel(pair)
+    (both, source, _), sets = pair.models(), run.watch.parallel(pair)
     models = {"pretrained": run.model(pair, sets).eval(), "source": run.finetuned(source, sets),
               "both": run.finetuned(both, sets)}
     log = source.path(run.args.out).with_name("train.jsonl").read_text().splitlines()
@@ -539,7 +539,7 @@ def about_watch(run, pair):
 def main(args):
     """The experiment from plan to report; returns the exit code."""
     models, pairs = plan(args)
-    visits, run = visit.visits(args, pairs), Run(args, pairs)
+    visits, run, preset = visit.visits(args, pairs), Run(args, pairs), pretraining(args)
     if args.dry_run:
         return dry_run(args, models, pairs)
     results.check_locks(Path(args.out))
@@ -548,7 +548,7 @@ def main(args):
             demo.prepare(args.out, args.demo, part)
         run.ranks.barrier()
     for encoder in run.ranks.take(scratch_encoders(args)):
-        pretrain.pretrain(encoder, pretraining(args), args.precision, run.device, run.ranks)
+        pretrain.pretrain(encoder, preset, args.precision, run.device, run.ranks)
     run.ranks.barrier()
     check_data(run, models)
     run.ranks.expect(len(models) + len(pairs) + len(visits))
@@ -576,11 +576,11 @@ def check_data(run, models):
     for unit in models:
         for lang in visit.languages(unit):
             for split in ("dev",) if unit.path(run.args.out).exists() else data.SPLITS:
-                files[unit.task, unit.encoder, lang, split] = run.corpora.source(unit.task, lang, split)
+                files[unit.task, unit.encoder, lang, split] = run.corpora.file(unit.task, lang, split)
     if run.ranks.rank == 0:   # fetched, for its digest, is also what a finished model was trained on
-        train_sets = (run.corpora.source(task, lang, "train") for task, _, lang, _ in files)
-        orders = (source for _, _, lang, _ in files for source in run.corpora.orders(lang))
-        data.fetch([*files.values(), *train_sets, *orders, *run.watch.sources()])
+        train_sets = (run.corpora.file(task, lang, "train") for task, _, lang, _ in files)
+        orders = (file for _, _, lang, _ in files for file in run.corpora.orders(lang))
+        data.fetch([*files.values(), *train_sets, *orders, *run.watch.corpus_files()])
     run.ranks.barrier()
     run.watch.read()
     for task, encoder, lang, split in run.ranks.take(list(files)):
@@ -606,7 +606,7 @@ def attempt(run, unit, work, failed, needs=()):
     except Exception as e:
         find_device(str(run.device))   # raises KitError where an error has spoilt it for all others, too
         why = (str(e).strip() or repr(e)).splitlines()[0]
-        said = "a single example does not fit into memory" if results.out_of_memory(e) else type(e).__name__
+        said = "no memory is left for it" if results.out_of_memory(e) else type(e).__name__
         problem, trace = f"{unit}: {said} ({why}).", {"traceback": traceback.format_exc()}
         raised_in = Path(traceback.extract_tb(e.__traceback__)[-1].filename)
         if raised_in.parent == Path(__file__).parent and not isinstance(e, (RuntimeError, MemoryError)):

@@ -41,7 +41,7 @@ class Ranks:
         if launched():
             forever = timedelta(days=30)
             self.store, self.rank, self.world = next(distributed.rendezvous("env://", timeout=forever))
-        self.quiet = True if self.rank else None   # of progress bars: on a terminal, and by rank 0 alone
+        self.quiet = quiet()
 
     def take(self, units):
         """Yield the units that fall to this process; every process calls this with the same list."""
@@ -104,6 +104,10 @@ class Ranks:
         except RuntimeError as e:
             raise KitError(f"Another process of this run has ended, so this one (rank {self.rank}) stops too "
                            f"({str(e).splitlines()[0]}). The same command continues.") from None
+
+def quiet():
+    """What tqdm takes as `disable`: bars are shown on a terminal, and by rank 0 alone."""
+    return os.environ.get("RANK", "0") != "0" or None
 
 def launched():
     """Whether torchrun's variables name several processes. Raises KitError where they make no sense."""

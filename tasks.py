@@ -6,6 +6,7 @@ What takes seconds to import is imported where it is used, so that --help, which
 
 import math
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import NamedTuple
 
 import data
@@ -16,7 +17,7 @@ from results import KitError
 class Task(NamedTuple):
     """Everything that tells one task from another; its entry in TASKS is all there is to add."""
     metrics: tuple   # the scores by name, the task's own first
-    source: object   # (folder, lang, split) -> the file, as a data.Source
+    file: object     # (folder, lang, split) -> the file, as a data.CorpusFile
     reader: object   # (path, lang) -> examples
     encode: object   # (examples, tokenizer, split, name) -> data.Encoded
     labels: tuple    # () of a task that writes
@@ -31,37 +32,22 @@ class Task(NamedTuple):
         """Whether its answers are texts, which an encoder-decoder writes."""
         return "decoder" in self.parts
 
+def later(module, name):
+    """A function or class of a module that takes seconds to import: it is imported when it is called."""
+    return lambda *given: getattr(import_module(module), name)(*given)
+
 def reads_with(head, count):
     """(load, build, count) of a task with a head; head, count: a class and a function of heads.py."""
-    def load(name, precision):
-        import heads
-        return heads.load_encoder(name, precision)
-
-    def build(encoder, labels, ids):
-        import heads
-        return heads.Model(encoder, getattr(heads, head), len(labels), ids)
-
-    def counts(found, dev, lang, languages):
-        import heads
-        return getattr(heads, count)(found, dev)
-
-    return load, build, counts
+    return (later("heads", "load_encoder"), lambda encoder, labels, ids: later("heads", "Model")(
+                encoder, later("heads", head), len(labels), ids),
+            lambda found, dev, lang, languages: later("heads", count)(found, dev))
 
 def writes_with(count):
     """(load, build, count, parts) of a task that writes; count: name of a function in generate.py."""
-    def load(name, precision):
-        import generate
-        return generate.load_generator(name)
-
-    def build(encoder, labels, ids):
-        import generate
-        return generate.Generator(encoder)   # tied to its outputs: all rows move
-
-    def counts(found, dev, lang, languages):
-        import generate
-        return getattr(generate, count)(found, dev, lang, languages())
-
-    return load, build, counts, ("encoder", "decoder")
+    return (lambda name, precision: later("generate", "load_generator")(name),
+            lambda encoder, labels, ids: later("generate", "Generator")(encoder),   # tied: all rows move
+            lambda found, dev, lang, languages: later("generate", count)(found, dev, lang, languages()),
+            ("encoder", "decoder"))
 
 TASKS = {
     "xnli": Task(("accuracy",), data.xnli_file, data.read_xnli, data.encode_pairs, data.NLI,
@@ -82,12 +68,12 @@ class Corpora:
     def __init__(self, args, device):
         self.args, self.device = args, device
 
-    def source(self, task, lang, split):
-        """The data.Source of a language's file; a derived language has the files of its base."""
-        return TASKS[task].source(self.args.data, derive.parse(lang)[0], split)
+    def file(self, task, lang, split):
+        """The data.CorpusFile of a language's file; a derived language has the files of its base."""
+        return TASKS[task].file(self.args.data, derive.parse(lang)[0], split)
 
     def orders(self, lang):
-        """The Sources of the treebanks from which a derived language has its order."""
+        """The CorpusFiles of the treebanks from which a derived language has its order."""
         derivations = [name.split("-", 1) for name in derive.parse(lang)[1]]
         return [data.ud_file(self.args.data, other[0], "train")
                 for kind, *other in derivations if kind == "syntax"]
@@ -95,8 +81,8 @@ class Corpora:
     @lru_cache(maxsize=None)
     def digests(self, task, lang):
         """SHA-256 of a language's train and dev file, and of the treebank that its order is from."""
-        sources = [self.source(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
-        return [data.sha256(source.path.read_bytes()) for source in sources]
+        files = [self.file(task, lang, split) for split in ("train", "dev")] + self.orders(lang)
+        return [data.sha256(file.path.read_bytes()) for file in files]
 
     def encoder(self, task, name):
         """The pretrained heads.Encoder of a task, by its name."""
@@ -105,18 +91,18 @@ class Corpora:
     def reader(self, task, lang):
         """The task's reader, for sentences in the order of another language where the name says so."""
         read = TASKS[task].reader
-        for source in self.orders(lang):
-            if TASKS[task].source is not data.ud_file:
+        for file in self.orders(lang):
+            if TASKS[task].file is not data.ud_file:
                 raise KitError(f"--task {task}: its files have no trees, from which {lang} is derived; "
                                "syntax is there for tasks with a treebank.")
-            read = derive.reader(read, derive.preference(source.path))
+            read = derive.reader(read, derive.preference(file.path))
         return read
 
     @lru_cache(maxsize=64)
     def examples(self, task, encoder, lang, split):
         """A corpus file as an Encoded set on the device; encoder: its name."""
         (base, derivations), loaded = derive.parse(lang), self.encoder(task, encoder)
-        read, path = self.reader(task, lang), self.source(task, lang, split).path
+        read, path = self.reader(task, lang), self.file(task, lang, split).path
         limit = self.args.limit and self.args.limit[0 if split == "train" else -1]
         encoded = data.load(path, base, split, read, TASKS[task].encode, loaded.tokenizer, limit)
         if derivations:
@@ -126,12 +112,12 @@ class Corpora:
 
     def describe(self, task, encoder, lang, split):
         """(a line that counts what a corpus file holds, a warning where it is not the paper's or None)"""
-        examples, source = self.examples(task, encoder, lang, split), self.source(task, lang, split)
+        examples, file = self.examples(task, encoder, lang, split), self.file(task, lang, split)
         base = derive.parse(lang)[0]
         said = data.describe(task, base, split, examples)
         if self.orders(lang):
-            said += ", {} of {} sentences are left as they are".format(*derive.unmoved(source.path))
-        return said, data.departure(source, task, base, split, examples.counts["in_file"])
+            said += ", {} of {} sentences are left as they are".format(*derive.unmoved(file.path))
+        return said, data.departure(file, task, base, split, examples.counts["in_file"])
 
     def about_dev(self, pair):
         """What a grid's header says of its dev sets: sizes, and the score of always giving the most frequent
@@ -186,7 +172,7 @@ class Scorer:
         """Predictions (R, K) for all reads of a dev set in file order, on the device."""
         import torch
         with torch.no_grad():
-            made = [(batch.rows, predict(batch)) for batch in dev.batches(self.subwords, self.waste)]
+            made = [(batch.order, predict(batch)) for batch in dev.batches(self.subwords, self.waste)]
         found = made[0][1].new_empty(len(dev.read) + 1, made[0][1].shape[-1])
         for rows, labels in made:
             found[rows.flatten()] = labels.flatten(0, 1)   # padding lands in the spare last row
@@ -196,8 +182,8 @@ class Scorer:
     def languages(self, task, langs):
         """What tells some languages apart, from their training examples (generate.Languages)."""
         import generate
-        read, source = TASKS[task].reader, self.corpora.source
-        found = generate.Languages({lang: read(source(task, lang, "train").path, lang) for lang in langs})
+        read, file = TASKS[task].reader, self.corpora.file
+        found = generate.Languages({lang: read(file(task, lang, "train").path, lang) for lang in langs})
         if len(langs) > 1 and self.ranks.ask("add", f"told {task} {langs}", 1) == 1:   # by one process alone
             for said in found.describe():
                 self.ranks.say(f"{task}: {said}")

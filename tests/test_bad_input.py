@@ -121,11 +121,20 @@ def again(kit, finished):
     ("--part decoder", "pos has encoder and head"), ("--select xlrs", "--select xlrs needs --parallel"),
     ("--src en+xx", "'xx' is no language"), ("--src en+de", "a pair needs two"),
     ("--task title --tgt de.inversion", "languages that are not derived"),
+    ("--parallel --visit with-en.inversion", "en.inversion|not derived"),
     ("--demo generation --parallel x", "--demo|--src|--parallel"), ("--device abacus", "--device abacus|cpu"),
     ("--device meta", "--device meta|cpu"), ("--device mps", "--device mps|cpu"),
     ("--device cuda:99", "--device cuda:99|cannot be used|cpu")])
 def test_flags_that_make_no_sense(kit, flags, words):
     kit.refuses(words, *flags.split())
+
+@pytest.mark.parametrize("flags, said", [
+    ("generation --align 5", "--align: an encoder-decoder"),
+    ("languages --pretraining layer=2", "'layer=2'")])
+def test_a_wrong_setting_of_a_demo_is_told_before_anything_is_written(tmp_path, capsys, flags, said):
+    args = reproduce.parse_arguments(["--demo", *flags.split(), "--out", str(tmp_path / "out")])
+    assert reproduce.answer(args) == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 @pytest.mark.parametrize("flags, said", [
     ("", "Run first: python reproduce.py --demo"), ("--src en", "--task is missing"),
@@ -334,6 +343,13 @@ def test_a_loss_that_is_no_number_stops_that_model_alone_and_keeps_nothing_of_it
     assert "already trained" in kit.said and "continued" not in kit.said
 
 # ---- result files -----------------------------------------------------------------------------------------
+
+def test_a_run_that_was_finished_without_parallel_says_that_nothing_is_logged(again, tmp_path):
+    texts = [tmp_path / f"{lang}.txt" for lang in ("en", "de")]
+    for path in texts:
+        path.write_text("a b\nc\n")
+    assert again.run("--parallel", *map(str, texts)) == 0
+    assert f"{again.grid}, made without --parallel: another --out logs XLRS" in again.said
 
 @pytest.mark.parametrize("options, words", [
     (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit 8|20"),

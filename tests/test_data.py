@@ -204,7 +204,7 @@ def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
     dev.to("cpu")
     kept = {asked: dev.batches(*asked) for asked in ((200, 10**6), (200, 9), (10**6, 10**6), (10**6, 0))}
     for (tokens, waste), batches in kept.items():
-        rows = torch.cat([b.rows[b.real] for b in batches])
+        rows = torch.cat([b.order[b.real] for b in batches])
         assert sorted(rows.tolist()) == list(range(len(dev.read)))
         assert torch.equal(torch.cat([b.gold[b.real] for b in batches]), dev.gold[rows])
         assert all(b.ids.numel() <= tokens or len(b.ids) == 1 for b in batches)
@@ -212,9 +212,9 @@ def test_batches_hold_every_window_once_and_pad_nothing_real(dev):
         for b in batches:
             mask = torch.ones_like(b.ids, dtype=torch.bool) if b.mask is None else b.mask
             assert torch.equal(b.ids != dev.pad, mask) and (b.mask is None) == mask.all()
-            assert (b.rows[~b.real] == len(dev.read)).all() and (b.gold[~b.real] == -1).all()
+            assert (b.order[~b.real] == len(dev.read)).all() and (b.gold[~b.real] == -1).all()
             places = b.read - torch.arange(len(b.ids))[:, None] * b.ids.shape[1]
-            assert torch.equal(places[b.real], dev.read[b.rows[b.real]].long()) and not b.read[~b.real].any()
+            assert torch.equal(places[b.real], dev.read[b.order[b.real]].long()) and not b.read[~b.real].any()
             assert type(b.count) is int and b.count == (b.gold[..., 0] >= 0).sum()
     assert sum(b.count for b in batches) == (dev.gold >= 0).sum() < len(dev.gold)
     assert all(dev.batches(*asked) is batches for asked, batches in kept.items())
@@ -225,7 +225,7 @@ def test_packed_windows_lie_side_by_side_and_see_themselves_alone(dev):
     plain, packed = dev.batch(windows), dev.batch(windows, packed=True)
     (rows, width), real = packed.ids.shape, dev.lengths[windows].sum()
     assert width == plain.ids.shape[1] and real <= rows * width < real + 2 * width < plain.ids.numel()
-    for name in ("real", "rows", "gold"):
+    for name in ("real", "order", "gold"):
         assert torch.equal(getattr(plain, name), getattr(packed, name))
     first, second = (b.ids.flatten()[b.read[b.real]] for b in (plain, packed))
     assert torch.equal(first, second)

@@ -230,6 +230,6 @@ def test_real_sentences_stay_projective_and_take_the_preferred_order():
         new = [(rows[i][0], now[rows[i][1] - 1], rows[i][2]) for i in order]
         assert derive.linearise(new, {}) == sorted(order)
         for i, (_, head, relation) in enumerate(rows):
-            share = hindi.get(relation, .5) if head and rows[head - 1][0] in derive.HEADS else .5
+            share = hindi.get(relation, .5) if head and rows[head - 1][0] in derive.GOVERNORS else .5
             assert head == 0 or (now[i] > now[head - 1]) == (share > .5 if share != .5 else i + 1 > head)
     assert moved > 1000

@@ -33,7 +33,7 @@ def tokenizer(encoder):
     return AutoTokenizer.from_pretrained(encoder)
 
 def source(task, folder, lang="en", split="train"):
-    return TASKS[task].source(folder, lang, split)
+    return TASKS[task].file(folder, lang, split)
 
 def sources(folder, names=TASKS):
     return [source(task, folder, *which) for task in names for which in product(("en", "de"), data.SPLITS)]
@@ -339,7 +339,8 @@ def test_files_are_taken_out_of_an_archive(tmp_path, files, pack):
     data.fetch(wanted)
     assert [s.path.read_bytes() for s in wanted] == [*files["en"].values(), *files["de"].values()]
     alone = source("ner", tmp_path)._replace(path=tmp_path / "alone", members=("train",))   # in a tar
-    data.fetch([alone._replace(archive=data.Source(pack(targz(files["en"], "bz2")), *data.ARCHIVES[PANX]))])
+    tar = data.CorpusFile(pack(targz(files["en"], "bz2")), *data.ARCHIVES[PANX])
+    data.fetch([alone._replace(archive=tar)])
     assert alone.path.read_bytes() == files["en"]["train"]
 
 @pytest.mark.parametrize("packed, words", [

@@ -239,7 +239,7 @@ def test_scores_of_outputs_in_file_order(bart):
     languages = generate.Languages({"A": invented(LETTERS[:13], "a"), "B": invented(LETTERS[13:], "z")})
     pred = torch.zeros(12, 24, dtype=torch.long)
     for batch in titles.batches(20):
-        pred[batch.rows[:, 0]] = model(batch)[:, 0]
+        pred[batch.order[:, 0]] = model(batch)[:, 0]
     assert torch.equal(pred, model(everything(titles))[:, 0]) and len(titles.batches(20)) > 3
     texts, oracle = titles.decode(pred), RougeScorer(["rougeL"], tokenizer=WORDS)
     (f1, outputs), (elsewhere, of), (wrong, count) = generate.scores(pred, titles, "A", languages).tolist()

@@ -117,3 +117,12 @@ def test_what_was_written_at_a_point_is_joined_with_it(tmp_path):
     write(tmp_path / "a", keep=3)
     [made] = load([tmp_path / "a", tmp_path / "b"])
     assert made.written == {SRC: [["x", "y"]]}
+
+def test_what_parallel_logged_is_taken_from_the_file_that_has_it_and_must_not_differ(tmp_path):
+    way = [{"step": 3, "mean": 50.0, "score": {"accuracy": 40.0}, "xlrs": [.5, .4]}]
+    for name, more in (("a", {}), ("b", {"way": way}), ("c", {"way": [way[0] | {"step": 4}]})):
+        write(tmp_path / name, **more)
+    [made] = load([tmp_path / "a", tmp_path / "b"])
+    assert made.log == way
+    with pytest.raises(KitError, match="differ in way"):
+        load([tmp_path / "b", tmp_path / "c"])

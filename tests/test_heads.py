@@ -164,7 +164,7 @@ def test_heads_compute_in_fp32_under_autocast(encoder, head):
     for parameter in model.head.parameters():   # scores that differ by less than bf16 can tell
         parameter.copy_(parameter.mean() + parameter * 1e-4)
     with torch.autocast("cpu", torch.bfloat16):
-        h, loss, found = model.read(b), model.loss(b), model(b)
+        h, loss, found = model.hidden(b), model.loss(b), model(b)
     assert h.dtype == loss.dtype == torch.float32
     assert torch.equal(loss, model.head.loss(h, b)) and torch.equal(found, model.head.predict(h, b))
 
@@ -175,7 +175,7 @@ def test_models_of_one_encoder_share_nothing(encoder):
     first, second = (heads.Model(loaded, heads.Linear, 3).eval() for _ in range(2))
     for parameter in second.parameters():
         parameter += 1
-    assert torch.equal(first.read(b)[b.real], want[b.real])
+    assert torch.equal(first.hidden(b)[b.real], want[b.real])
     assert torch.equal(loaded.model(b.ids).last_hidden_state, want)
 
 FAMILIES = {   # a model, and where its windows may begin in one row; None: not in one row
@@ -199,7 +199,7 @@ def test_packed_windows_have_the_states_of_windows_alone_or_the_encoder_is_not_p
     encoder = heads.Encoder(model, None, "", False, first)
     model = heads.Model(encoder, heads.Linear, 3, dev.to("cpu").used()).eval()
     plain, packed = (dev.batch(np.arange(6), packed) for packed in (False, True))
-    assert torch.allclose(model.read(plain)[plain.real], model.read(packed)[plain.real], atol=1e-5)
+    assert torch.allclose(model.hidden(plain)[plain.real], model.hidden(packed)[plain.real], atol=1e-5)
     assert packed.ids.shape == (2, 128)
 
 def test_an_encoder_that_sees_past_its_window_is_not_packed(encoder, monkeypatch):

@@ -3,6 +3,7 @@
 import ast
 import copy
 import graphlib
+import itertools
 import json
 import shutil
 from functools import partial
@@ -329,6 +330,12 @@ def test_two_encoders_of_one_name_are_refused_before_anything_is_trained(line, t
     folders = [str(write_encoder(tmp_path / name / "encoder")) for name in "ab"]
     with pytest.raises(results.KitError, match="a/encoder.*b/encoder|b/encoder.*a/encoder"):
         plan(*line("--encoder", *folders))
+
+def test_each_encoder_of_several_tasks_is_loaded_once(line, tmp_path):
+    folders = [str(write_encoder(tmp_path / name)) for name in "ba"]
+    models, _ = plan(*line("--encoder", *folders, "--task", "pos", "ner"))
+    each = [key for key, _ in itertools.groupby(models, lambda model: (model.encoder, model.task))]
+    assert each == [(folder, task) for folder in sorted(folders) for task in ("pos", "ner")]
 
 def test_every_unit_is_taken_once_and_its_outcome_is_known_to_all():
     first, second = results.Ranks(), results.Ranks()

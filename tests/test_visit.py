@@ -169,7 +169,7 @@ def test_few_sentences_are_a_bilingual_model_whose_target_file_ends_there(
         r.finetune(run, unit)
     assert sorted(window for name, window in seen if name == "few-3-then") == sorted([0, 1, 2] * visit.LONGER)
     folder = shutil.copytree(args.data, tmp_path / "short")
-    path = r.TASKS[task].source(folder, "de", "train").path
+    path = r.TASKS[task].file(folder, "de", "train").path
     between, first = ("\n", 13) if task == "xnli" else ("\n\n", 12)   # a line of titles
     path.write_text(between.join(path.read_text().split(between)[:first]) + between)
     other = r.Run(r.parse_arguments(line(*more, "--data", str(folder), "--out", str(tmp_path / "other"))))
@@ -356,7 +356,7 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, tmp_path
     about, tensors = results.load_tensors(unit.path(run.args.out))
     dev = run.corpora.examples(task, unit.encoder, "de", "dev")
     batch, head = dev.batch(np.arange(len(dev))), 10 * torch.randn_like(tensors["head.out.weight"])
-    middle = run.finetuned(unit, [dev]).read(batch)[batch.real].mean(0)
+    middle = run.finetuned(unit, [dev]).hidden(batch)[batch.real].mean(0)
     tensors |= {"head.out.weight": head, "head.out.bias": -head @ middle}   # not one label for all
     results.save_tensors(unit.path(run.args.out), tensors, about | {"digest": results.digest(tensors)})
     said = export.export([str(unit.path(run.args.out)), str(folder)], unit.encoder, r.TASKS)
@@ -365,7 +365,7 @@ def test_plain_transformers_gives_the_labels_of_an_exported_model(make, tmp_path
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
     wanted = run.scorer.predictions(run.finetuned(unit, [dev]), dev)[:, 0].tolist()
     found, split = [], task != "xnli"
-    for words, _ in r.TASKS[task].reader(run.corpora.source(task, "de", "dev").path, "de"):
+    for words, _ in r.TASKS[task].reader(run.corpora.file(task, "de", "dev").path, "de"):
         texts = [list(words)] if split else words
         encoded = tokenizer(*texts, is_split_into_words=split, return_tensors="pt")
         labels = model(**encoded).logits[0].argmax(-1).tolist()
