@@ -6,7 +6,6 @@ torn line, which is done again. What a killed run leaves behind the next run of 
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,11 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    sys.exit("This kit needs the file locks of Linux or macOS; on Windows run it in WSL (wsl --install).")
 
 FORMAT = 3  # of models and grids; raised when an older folder can no longer be continued
 

@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from unittest.mock import Mock
@@ -14,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import safetensors.torch
 import transformers
-from conftest import contents, write_encoder
+from conftest import KIT, contents, write_encoder
 from test_files import corrupt
 
 import data
@@ -127,6 +129,11 @@ def again(kit, finished):
     ("--device cuda:99", "--device cuda:99|cannot be used|cpu")])
 def test_flags_that_make_no_sense(kit, flags, words):
     kit.refuses(words, *flags.split())
+
+def test_a_system_without_file_locks_is_told_in_a_sentence():
+    command = "import sys, runpy; sys.modules['fcntl'] = None; runpy.run_path('reproduce.py')"
+    done = subprocess.run([sys.executable, "-c", command], cwd=KIT, capture_output=True, text=True)
+    assert done.returncode and "WSL" in done.stderr and "Traceback" not in done.stderr
 
 @pytest.mark.parametrize("flags, said", [
     ("generation --align 5", "--align: an encoder-decoder"),
