@@ -69,7 +69,7 @@ def flags():
     g.add_argument("--encoder", nargs="+", metavar="NAME",
                    help="mbert, xlmr, e5, mt5, a name on the hub or a local folder (default mbert); scratch: "
                         "one pretrained for the pair; its controls: scratch-original, scratch-random")
-    g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3; 3: that one alone")
+    g.add_argument("--seeds", nargs="+", type=at_least(0), metavar="N", help="default 1 2 3; 3 is one seed")
     g.add_argument("--paper", action="store_true", help="the paper's matrix; the flags above narrow it")
     g.add_argument("--demo", nargs="?", const="languages", choices=DEMOS,
                    help="two invented languages and a tiny encoder, pretrained here; ingredients: one "
