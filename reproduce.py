@@ -633,7 +633,7 @@ def answer(args):
             return 0
         return main(args) or 0
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if not results.quiet():
             print(f"\nStopped. What is finished is saved in {args.out}; the same command continues.",
                   file=sys.stderr)
         return 130

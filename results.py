@@ -111,7 +111,7 @@ class Ranks:
 
 def quiet():
     """What tqdm takes as `disable`: bars are shown on a terminal, and by rank 0 alone."""
-    return os.environ.get("RANK", "0") != "0" or None
+    return os.environ.get("RANK", "") not in ("", "0") or None
 
 def launched():
     """Whether torchrun's variables name several processes. Raises KitError where they make no sense."""

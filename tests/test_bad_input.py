@@ -358,6 +358,12 @@ def test_a_run_that_was_finished_without_parallel_says_that_nothing_is_logged(ag
     assert again.run("--parallel", *map(str, texts)) == 0
     assert f"{again.grid}, made without --parallel: another --out logs XLRS" in again.said
 
+def test_where_every_pair_fails_the_report_still_has_what_was_there_before(again, monkeypatch):
+    monkeypatch.setattr(heads.Linear, "loss", lambda self, h, batch: h.sum() * float("nan"))
+    assert again.run(seeds=2) == 3 and "the loss became nan" in again.said
+    report = (again.out / "report.md").read_text()
+    assert "POS encoder EN-DE seed 1" in report and "seed 2: it needs" in report
+
 @pytest.mark.parametrize("options, words", [
     (dict(lr=2e-3), "lr 0.001|0.002"), (dict(epochs=2), "epochs 1|2"), (dict(limit=20), "limit 8|20"),
     (dict(batch_size=4), "batch_size 8|4"), (dict(precision="bf16"), "precision fp32|bf16")])

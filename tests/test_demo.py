@@ -94,15 +94,15 @@ def test_titles_say_what_the_sentence_does_and_dev_sets_are_parallel(tmp_path, m
         assert lines == [source for source, _ in found[lang, "dev"]]
         assert found[lang, "train"] != found["A", "train"]
 
-def test_the_table_of_words_that_only_b_has_leaves_remedies_out(corpora, monkeypatch):
+def test_the_table_of_words_that_only_b_has_leaves_remedies_and_controls_out(corpora, monkeypatch):
     monkeypatch.setattr(data, "TREEBANKS", data.TREEBANKS | data.INVENTED)
     words = sum(len(words) for words, _ in trees(corpora, "B", "dev"))
     dev, run = Mock(gold=torch.zeros(words, 1)), Mock()
     run.args.task, run.args.data, run.device = ["pos"], corpora, "cpu"
     run.ranks.outcome.return_value, run.corpora.examples.return_value = "", dev
-    run.finetuned = lambda unit, _: 1.0 if unit.visitor else 0.0   # a remedy is always wrong
+    run.finetuned = lambda unit, _: 1.0 if unit.visitor or unit.lr else 0.0   # these are wrong
     run.scorer.predictions = lambda model, dev: dev.gold + model
     plain = reproduce.Finetuned("pos", "scratch", ("A",), 1)
     few, both = plain._replace(visitor="few-10", tgt="B"), plain._replace(langs=("A", "B"))
-    said = demo.notes(run, [plain, few, both])
+    said = demo.notes(run, [plain, few, both, plain._replace(lr=.1)])
     assert "| A | 100.0 | 100.0 |" in said and "| A and B | 100.0 | 100.0 |" in said

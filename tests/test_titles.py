@@ -81,6 +81,8 @@ def test_titles_go_through_training_line_and_report(line, tmp_path, kind, capsys
     figures = plot.written_figures(generate.ranked, load([out]))
     drawn = [name for name, _, make in figures if make().axes]
     assert drawn == ["wrong-language", "xlrs-steps", "xlrs-target"]
+    watch, unit = generate.Watch([], [("en", "de")], None, None), r.Finetuned("title", kind, ("en",), 1)
+    assert watch.targets(unit) == ["de"] and not watch.targets(unit._replace(visitor="few-10", tgt="de"))
     report = (out / "report.md").read_text()
     for text in ("## Generation", "What each --select keeps", "en+fr, zero-shot", "wrong-language words"):
         assert text in report
