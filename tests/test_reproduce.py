@@ -226,7 +226,7 @@ def test_memory_that_runs_out_means_smaller_parts_and_not_another_experiment(mak
     other, room = make("--out", run.args.out + "2"), 0
     unit = pair_of(other).models()[0]
     r.attempt(other, unit, r.finetune, unit.path(other.args.out).with_name("failed.json"))
-    assert "does not fit into memory" in other.ranks.outcome(unit)
+    assert "no memory is left for it" in other.ranks.outcome(unit)
 
 # ---- the plane --------------------------------------------------------------------------------------------
 
