@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"   # before the library is imported: no test reaches for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # a process a core: two threads of one fight
 
 KIT = Path(__file__).resolve().parent.parent
 LANGUAGES = {"en": ("UD_English-EWT", "en_ewt", "abcdefg"), "de": ("UD_German-GSD", "de_gsd", "defghij")}
