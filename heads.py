@@ -341,7 +341,7 @@ def positions(model):
     """How many subwords a model can take; RoBERTa and its kin count them from the padding's id + 1 on."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return module.num_embeddings - module.padding_idx - 1
+            return len(module.weight) - module.padding_idx - 1   # I-BERT has a class of its own
     return getattr(model.config, "max_position_embeddings", inf)
 
 def find(name):

@@ -274,10 +274,12 @@ def test_an_encoder_with_too_few_positions_for_a_window(kit, tmp_path):
     short = write_encoder(tmp_path / "short", max_position_embeddings=16)
     kit.refuses(f"{short} has 16 positions", encoder=short)
 
-@pytest.mark.parametrize("positions, pad, room", [(130, 1, 128), (514, 1, 512), (200, 3, 196)])
-def test_windows_follow_the_positions_that_robertas_kind_can_use(kit, spoilt, positions, pad, room):
+@pytest.mark.parametrize("kind, positions, pad, room", [
+    ("Roberta", 130, 1, 128), ("Roberta", 514, 1, 512), ("Roberta", 200, 3, 196), ("IBert", 200, 1, 198)])
+def test_windows_follow_the_positions_that_robertas_kind_can_use(kit, spoilt, kind, positions, pad, room):
     settings = dict(vocab_size=30, max_position_embeddings=positions, pad_token_id=pad, **SMALL)
-    transformers.RobertaModel(transformers.RobertaConfig(**settings)).save_pretrained(spoilt)
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(spoilt)
     edit(spoilt / TOKENIZER, put(model_max_length=10 ** 6))
     assert heads.load_encoder(str(spoilt)).tokenizer.model_max_length == room
     long = "".join(f"{i}\tabcdeabcde\t_\tX\t_\t_\t{i - 1}\t{'dep' if i > 1 else 'root'}\t_\t_\n"
