@@ -617,7 +617,7 @@ def encode_trees(examples, tokenizer, split, name):
         words = min(len(gold), DEV_WORDS) if split == "dev" else len(gold)
         kept = sum(start < room for start in starts[:words])  # words whose first subword is in the window
         encoded.counts["left_out"] += len(gold) - words
-        encoded.counts["truncated"] += sum(end > room for end in starts[1:words + 1])
+        encoded.counts["truncated"] += int(starts[words] > room)
         encoded.counts["roots"] += sum((head == 0) != (relation == ROOT) for head, relation, _ in gold)
         encoded.lost += sum(scored for _, _, scored in gold[kept:words])
         rows = [(head if head <= kept else -1, relation, scored) for head, relation, scored in gold[:kept]]

@@ -26,9 +26,9 @@ def export(asked, encoder, tasks):
     encoder: its name where the files do not tell; tasks: reproduce.TASKS. Raises KitError."""
     *files, folder = asked
     files = [re.fullmatch(r"(.*?\.safetensors)(?:=(-?[0-9]*\.?[0-9]+))?", file) for file in files]
-    if not all(files) or not files or folder.endswith(".safetensors") or Path(folder).is_file():
+    if not all(files) or not files or folder.endswith(".safetensors") or Path(folder).exists():
         raise KitError(f"--export {' '.join(asked)}: expected FILE.safetensors or FILE.safetensors=WEIGHT, "
-                       "one or more, and a FOLDER.")
+                       "one or more, and a FOLDER that is not there yet.")
     files = [(Path(file[1]), float(file[2] or 1)) for file in files]
     if sum(weight for _, weight in files) == 0:
         raise KitError("--export: the weights sum to 0; expected those of a mean.")
@@ -36,7 +36,10 @@ def export(asked, encoder, tasks):
     for (file, _), config in zip(files, configs):
         results.check_same({name: configs[0].get(name) for name in ("task", "encoder_digest")}, config, file)
     name, task = encoder or configs[0]["encoder"].replace("--", "/"), tasks[configs[0]["task"]]
-    pretrained = task.load(name, "fp32")
+    try:
+        pretrained = task.load(name, "fp32")
+    except KitError as e:
+        raise KitError(f"{e} If it was a local folder, name that one by --encoder.") from None
     if pretrained.digest != configs[0]["encoder_digest"]:
         raise KitError(f"{files[0][0]} was made from another encoder than {name!r}: name it by --encoder.")
     rows = torch.arange(pretrained.model.get_input_embeddings().num_embeddings)   # all

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from textwrap import fill
 
@@ -44,7 +44,32 @@ def load_generator(name):
     if loaded.tokenizer.eos_token_id is None or loaded.tokenizer.pad_token_id is None:
         raise KitError(f"The tokenizer of {name!r} has no token for the end of a text or for padding; "
                        "expected both, as in mT5, mBART and BART.")
+    if heads.differ(alone_and_at_once(loaded)):
+        raise KitError(f"The encoder-decoder {name!r} ({type(loaded.model).__name__}) scores a subword otherwise "
+                       "in a batch, from its cache or with more behind it than alone, as FSMT and ProphetNet "
+                       "do: it would be trained on what it never writes. Expected one such as mT5 or mBART.")
     return loaded
+
+@torch.no_grad()
+def alone_and_at_once(loaded):
+    """[(logits (V,) of a subword after those before it alone, the same where a Generator is trained, or where
+    it writes)] of four subwords for each of two sources, one of them padded; the last two are written."""
+    model, lengths = Generator(loaded).eval(), torch.tensor([[4], [9]])
+    mask = (torch.arange(9) < lengths).long()                                                     # (2, 9)
+    ids = 4 + torch.arange(18).view(2, 9) % (loaded.model.get_input_embeddings().num_embeddings - 4)
+    ids = ids.masked_fill(ids == model.pad, 4)
+    first = torch.cat([torch.full((2, 1), model.start), ids[:, :2]], 1)                           # (2, 3)
+    ids = ids.masked_fill(mask == 0, model.pad)
+    given = dict(encoder_outputs=model.encoder(input_ids=ids, attention_mask=mask), attention_mask=mask)
+    written = model.decoder.generate(**given, decoder_input_ids=first, min_new_tokens=2, max_new_tokens=2,
+                                     output_logits=True, return_dict_in_generate=True)
+    trained = model.decoder(**given, decoder_input_ids=written.sequences, use_cache=False).logits  # (2, 5, V)
+    pairs = []
+    for row, n in product((0, 1), range(4)):
+        alone = loaded.model(input_ids=ids[row:row + 1, :lengths[row]], use_cache=False,
+                             decoder_input_ids=written.sequences[row:row + 1, :n + 1]).logits[0, -1]
+        pairs += [(alone, trained[row, n])] + ([(alone, written.logits[n - 2][row])] if n > 1 else [])
+    return pairs
 
 class Generator(nn.Module):
     """An encoder-decoder: an ordinary module, trained by `loss`; called, it writes (greedy decoding).

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
@@ -132,6 +133,7 @@ def on_every_core(work):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)   # what ended is told by itself
     os.environ.update(WORLD_SIZE=str(cores), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
     def one_rank(rank):
@@ -162,10 +164,15 @@ def lock(f, path, wait=False):
                        "the option flock.") from None
 
 def check_locks(path):
-    """Raise KitError where a file or folder, there or to be made, is on a file system without locks."""
-    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as f:   # what cannot be written is told later
-        lock(f, path)
+    """Raise KitError where a file or folder, there or to be made, is on a file system without locks, and
+    OSError where it cannot be made."""
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as f:
+            lock(f, path)
+    except OSError as e:
+        e.filename = str(path)   # not that of the temporary file
+        raise
 
 @contextmanager
 def locked(path, wait=False):
@@ -250,9 +257,12 @@ def load_tensors(path, ending=""):
             return metadata, {name: f.get_tensor(name) for name in f.keys()
                               if ending is not None and name.endswith(ending)}
     except FileNotFoundError:
-        raise KitError(f"{path} is gone; the same command makes it again.") from None
-    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:
-        raise KitError(f"{path} is torn or not of this kit ({e}). Delete it; "
+        raise KitError(f"There is no {path}; the command that made it makes it again.") from None
+    except (TypeError, KeyError):
+        raise KitError(f"{path} holds no model of this kit; expected one that reproduce.py wrote, as "
+                       "models/TASK/ENCODER/LANG/seed1/model.safetensors.") from None
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise KitError(f"{path} is torn or no safetensors file ({e}). If reproduce.py wrote it, delete it; "
                        "the same command makes it again.") from None
 
 def whole(path):

@@ -87,6 +87,15 @@ def test_decoding_equals_a_loop_without_cache_one_sentence_at_a_time(pretrained)
         lengths.add(len(written))
     assert len(outputs.unique()) > 5 and len(lengths) > 1   # else this test would show little
 
+@pytest.mark.parametrize("kind, settings", [
+    ("FSMT", BART | dict(langs=["en", "de"], src_vocab_size=30, tgt_vocab_size=30)),
+    ("ProphetNet", dict(hidden_size=16, num_encoder_attention_heads=2, num_decoder_attention_heads=2,
+                        num_encoder_layers=2, num_decoder_layers=2, init_std=.3))])
+def test_a_decoder_that_scores_otherwise_at_once_is_refused(kind, settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(SHAPES, kind, (getattr(transformers, f"{kind}Config"), settings))
+    with pytest.raises(KitError, match=f"{kind}ForConditionalGeneration. scores a subword otherwise"):
+        generate.load_generator(write_generator(tmp_path, kind))
+
 def test_the_loss_is_the_mean_over_target_subwords(pretrained):
     model, titles, total, count = generate.Generator(pretrained).eval(), encoded(pretrained), 0.0, 0
     for source, target in examples():
