@@ -45,9 +45,9 @@ def load_generator(name):
         raise KitError(f"The tokenizer of {name!r} has no token for the end of a text or for padding; "
                        "expected both, as in mT5, mBART and BART.")
     if heads.differ(alone_and_at_once(loaded)):
-        raise KitError(f"The encoder-decoder {name!r} ({type(loaded.model).__name__}) scores a subword otherwise "
-                       "in a batch, from its cache or with more behind it than alone, as FSMT and ProphetNet "
-                       "do: it would be trained on what it never writes. Expected one such as mT5 or mBART.")
+        raise KitError(f"The encoder-decoder {name!r} ({type(loaded.model).__name__}) scores a subword "
+                       "otherwise in a batch, from its cache or with more behind it than alone, as FSMT and "
+                       "ProphetNet do: it would be trained on what it never writes. Expected one like mT5.")
     return loaded
 
 @torch.no_grad()
