@@ -258,12 +258,10 @@ def load_tensors(path, ending=""):
                               if ending is not None and name.endswith(ending)}
     except FileNotFoundError:
         raise KitError(f"There is no {path}; the command that made it makes it again.") from None
-    except (TypeError, KeyError):
-        raise KitError(f"{path} holds no model of this kit; expected one that reproduce.py wrote, as "
-                       "models/TASK/ENCODER/LANG/seed1/model.safetensors.") from None
-    except (safetensors.SafetensorError, ValueError) as e:
-        raise KitError(f"{path} is torn or no safetensors file ({e}). If reproduce.py wrote it, delete it; "
-                       "the same command makes it again.") from None
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as e:
+        reason = "it says nothing of a run" if isinstance(e, (TypeError, KeyError)) else e
+        raise KitError(f"{path} is torn or no model of this kit ({reason}). If reproduce.py wrote it, delete "
+                       "it; the same command makes it again.") from None
 
 def whole(path):
     """{name: tensor} of a file that has their digest. Raises KitError if they are not what was saved."""

@@ -386,7 +386,7 @@ def test_results_of_another_version_encoder_or_corpus_are_refused(again, tmp_pat
                                    lambda c: c.replace(b'"about"', b'"aboot"')])
 def test_a_torn_model_file(again, spoil):
     edit(again.model, spoil)
-    again.refuses(f"{again.model}|Delete")
+    again.refuses(f"{again.model}|If reproduce.py wrote it, delete it")
     again.model.unlink()
     before = again.grid.read_bytes()
     assert again.run() == 0 and again.grid.read_bytes() == before   # made again, the same

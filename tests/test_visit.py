@@ -415,7 +415,7 @@ def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
             ([f"{file}=a", "x"], own, "expected FILE.safetensors"),
             ([file, str(tmp_path)], own, "a FOLDER that is not there yet"),
             (["none.safetensors", "x"], own, "There is no none.safetensors"),
-            ([f"{other}/model.safetensors", "x"], own, "holds no model of this kit"),   # the encoder's own
+            ([f"{other}/model.safetensors", "x"], own, "no model of this kit"),   # the encoder's own
             ([file, "x"], "nowhere", "name that one by --encoder"), ([file, "x"], other, "another encoder")):
         with pytest.raises(results.KitError, match=said):
             export.export(asked, encoder, r.TASKS)
