@@ -157,7 +157,8 @@ def fetch(files):
     needed = dict.fromkeys(s.archive or s for s in wanted)  # an archive once
     problem = "no address is known"
     if wanted:
-        check_locks(wanted[0].path)
+        with suppress(OSError):   # where nothing can be written, what is missing is told first
+            check_locks(wanted[0].path)
     try:
         for file in needed:
             if file.address and not file.path.exists():

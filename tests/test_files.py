@@ -256,6 +256,7 @@ def test_without_a_network_one_question_is_asked_and_all_that_is_missing_told(tm
     assert len(one_by_one) == 4 and len(packed) == 3 and len(rows) == 8   # the parser's are those of POS
     assert set(rows) == one_by_one | packed | {f"(no address) -> {finnish.path}"}
     assert len(asked) == 1 and capsys.readouterr() == ("", "")
+    refused(["by hand"], data.fetch, [source("pos", Path("/proc/no"))])   # where nothing can be written, too
 
 def test_a_server_that_is_silent_is_given_up(tmp_path, monkeypatch):
     assert data.PATIENCE <= 10
