@@ -39,7 +39,8 @@ def export(asked, encoder, tasks):
     try:
         pretrained = task.load(name, "fp32")
     except KitError as e:
-        raise KitError(f"{e} If it was a local folder, name that one by --encoder.") from None
+        hint = "" if encoder else " If it was a local folder, name that one by --encoder."
+        raise KitError(f"{e}{hint}") from None
     if pretrained.digest != configs[0]["encoder_digest"]:
         raise KitError(f"{files[0][0]} was made from another encoder than {name!r}: name it by --encoder.")
     rows = torch.arange(pretrained.model.get_input_embeddings().num_embeddings)   # all

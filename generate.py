@@ -57,7 +57,7 @@ def alone_and_at_once(loaded):
     model, lengths = Generator(loaded).eval(), torch.tensor([[4], [9]])
     mask = (torch.arange(9) < lengths).long()                                                     # (2, 9)
     ids = 4 + torch.arange(18).view(2, 9) % (loaded.model.get_input_embeddings().num_embeddings - 4)
-    ids = ids.masked_fill(ids == model.pad, 4)
+    ids = ids.masked_fill(ids == model.pad, model.pad + 1)
     first = torch.cat([torch.full((2, 1), model.start), ids[:, :2]], 1)                           # (2, 3)
     ids = ids.masked_fill(mask == 0, model.pad)
     given = dict(encoder_outputs=model.encoder(input_ids=ids, attention_mask=mask), attention_mask=mask)

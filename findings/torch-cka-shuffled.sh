@@ -15,8 +15,8 @@
 # A warning says that the same loader is used, and no more. Its README shows shuffle=False without a reason,
 # and asks to seed the loader, which does not help. The usual check, a model against itself, passes: of one
 # object the later forward pass overwrites what was kept of the earlier one. It matters since such numbers are
-# read as "fine-tuning on another language has changed this layer". A training loader shuffles, and another
-# package for this, ckatorch, advises it. Use shuffle=False. (Installs torch.)
+# read as "fine-tuning on another language has changed this layer", and a training loader shuffles. Use
+# shuffle=False. (Installs torch.)
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

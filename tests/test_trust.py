@@ -362,9 +362,10 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing_half_written_as_if_wh
 
 def test_a_folder_that_cannot_be_written(kit, tmp_path):
     (tmp_path / "file").write_text("a file")
-    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/no/out")):   # before a file is read
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/no/out")):
         assert (run := kit.start(out)).wait() == 2
         assert run.error.startswith(f"reproduce.py: {out} could not") and run.error.count("\n") == 1
+        assert "in the file" not in run.said   # told before a corpus is read
 
 def test_a_model_that_vanishes_before_its_grid(kit, out):
     run = kit.start(out, pause=0.02)

@@ -416,6 +416,6 @@ def test_an_export_that_cannot_be_is_refused_in_a_sentence(make, tmp_path):
             ([file, str(tmp_path)], own, "a FOLDER that is not there yet"),
             (["none.safetensors", "x"], own, "There is no none.safetensors"),
             ([f"{other}/model.safetensors", "x"], own, "no model of this kit"),   # the encoder's own
-            ([file, "x"], "nowhere", "name that one by --encoder"), ([file, "x"], other, "another encoder")):
+            ([file, "x"], None, "name that one by --encoder"), ([file, "x"], other, "another encoder")):
         with pytest.raises(results.KitError, match=said):
             export.export(asked, encoder, r.TASKS)
